@@ -1,0 +1,41 @@
+# Every target sets up what it needs: a virtual environment, a CPU torch first, then the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+OUT ?= runs/demo
+
+.PHONY: demo test dev lint bench wheel clean
+
+demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
+	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(OUT)
+
+test: $(VENV)/.ready  ## the whole test suite, with coverage
+	$(BIN)/pytest --cov=fastcl --cov-report=term
+
+lint: $(VENV)/.ready  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready  ## time, memory and error beside plain PyTorch on this machine
+	$(BIN)/python -m benchmarks
+
+dev: $(VENV)/.ready  ## the environment only
+
+wheel: $(VENV)/.ready  ## dist/*.whl
+	$(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
+
+# torch comes first and alone, so that nothing later pulls a CUDA build of it
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)"
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*/*)
+	$(BIN)/pip install -q --disable-pip-version-check "setuptools>=77" wheel ninja
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info fastcl/*.abi3.so fastcl/_build_info.json

@@ -1,0 +1,47 @@
+"""Contrastive losses for PyTorch: fused, exact in every precision, memory linear in the batch.
+
+    from fastcl import NTXentLoss
+    loss = NTXentLoss(temperature=0.1)(z1, z2)
+
+Losses are modules here and functions in :mod:`fastcl.functional`; the primitives they are made of
+are in :mod:`fastcl.ops`. Importing this needs torch alone.
+"""
+
+from . import _checkout, functional, ops
+from .losses import (
+    CLIPLoss,
+    DCLLoss,
+    DCLWLoss,
+    DebiasedLoss,
+    HardNegativeLoss,
+    InfoNCELoss,
+    MarginSoftmaxLoss,
+    NTXentLoss,
+    SigLIPLoss,
+    SupConLoss,
+)
+from .ops import Pairs, backends, set_workspace, use_backend
+
+_checkout.install()
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLIPLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "DebiasedLoss",
+    "HardNegativeLoss",
+    "InfoNCELoss",
+    "MarginSoftmaxLoss",
+    "NTXentLoss",
+    "Pairs",
+    "SigLIPLoss",
+    "SupConLoss",
+    "__version__",
+    "backends",
+    "functional",
+    "ops",
+    "set_workspace",
+    "use_backend",
+]

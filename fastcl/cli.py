@@ -1,0 +1,64 @@
+"""The command line: ``fastcl info | check | train``."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+
+import torch
+
+from . import __version__, backends
+from .ops.registry import OPS
+
+
+def info() -> int:
+    """Print versions, threads, and what each backend can do or why it cannot."""
+    print(f"fastcl {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, CPU capability "
+        f"{torch.backends.cpu.get_cpu_capability()}"
+    )
+    print("\nbackends, in order of preference:")
+    for backend in backends().values():
+        if backend.unavailable:
+            print(f"  {backend.name:<10} no   {backend.unavailable}")
+            continue
+        print(f"  {backend.name:<10} yes  {backend.detail}")
+        devices = "any device" if backend.devices is None else ", ".join(backend.devices)
+        dtypes = ", ".join(str(p).removeprefix("torch.") for p in backend.precisions)
+        print(f"             {devices}; {dtypes}")
+        missing = [op for op in OPS if op not in backend.ops]
+        if missing:
+            print(f"             not: {', '.join(missing)}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 well, 1 failed, 2 wrong usage)."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="fastcl", description="Contrastive losses for PyTorch.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("info", help="versions, backends, and why one is missing")
+    commands.add_parser(
+        "check", help="compare every backend with the float64 reference on this machine"
+    )
+    commands.add_parser(
+        "train", help="train a method; 'fastcl train --help' says more", add_help=False
+    )
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "train":
+        from .trainers import main as train
+
+        return train(rest)
+    if rest:
+        parser.error(f"unexpected arguments: {' '.join(rest)}")
+    if arguments.command == "check":
+        from .check import main as check
+
+        return check()
+    return info()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,337 @@
+"""What every loss shares: checked inputs, unit rows, the temperature, the reduction, metrics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import LogSumExp, Pairs, l2_normalize
+from ..ops.checks import check_features, check_same_width, describe, precision_of
+from ..ops.registry import accumulator
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+# ------------------------------------------------------------------------------------- inputs
+
+
+def unit_rows(x: Tensor, name: str, normalize: bool = True) -> Tensor:
+    """Rows as the losses use them: fp32 (fp64 for fp64), of unit length if ``normalize``.
+
+    Raises:
+        ValueError: NaN or infinity in ``x``. Looked for where looking is free: eager mode on a
+            CPU. Elsewhere they pass through to the loss, as in any PyTorch function.
+    """
+    check_features(x, name)
+    can_look = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if normalize:
+        rows, inverse = l2_normalize(x)
+        bad = can_look and not bool((inverse > 0).all())  # the factor of a NaN or infinite row
+    else:
+        rows = x.to(accumulator(x.dtype))
+        bad = can_look and not bool(torch.isfinite(x).all())
+    if bad:
+        count = int((~torch.isfinite(x).all(1)).sum())
+        raise ValueError(
+            f"{name} holds NaN or infinity in {count} of its {x.shape[0]} rows; expected finite "
+            "features"
+        )
+    return rows
+
+
+def check_same_shape(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
+    """Two aligned batches.
+
+    Raises:
+        TypeError, ValueError: they are not float matrices of one shape on one device.
+    """
+    check_features(a, name_a)
+    check_features(b, name_b)
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{name_b} {describe(b)}; expected shape {tuple(a.shape)}, the shape of {name_a}"
+        )
+    check_same_width(a, b, name_a, name_b)
+
+
+def check_vector(value, name: str, length: int, like: Tensor, floats: bool = False) -> Tensor:
+    """One number per sample: integers (labels, ids) or, with ``floats``, weights.
+
+    Raises:
+        TypeError: the wrong dtype. ValueError: the wrong length or device.
+    """
+    kind = "floats" if floats else "integers"
+    if not isinstance(value, Tensor) or value.is_complex() or value.is_floating_point() != floats:
+        raise TypeError(f"{name} {describe(value)}; expected a tensor of {length} {kind}")
+    if value.shape != (length,) or value.device != like.device:
+        raise ValueError(f"{name} {describe(value)}; expected {length} {kind} on {like.device}")
+    return value
+
+
+def check_fraction(value: float, name: str) -> None:
+    """A number in [0, 1).
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is {value!r}; expected a number in [0, 1)")
+
+
+def check_reduction(reduction: str) -> None:
+    """One of :data:`REDUCTIONS`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
+
+
+# -------------------------------------------------------------------------------- temperature
+
+
+def scale_of(temperature: float | Tensor) -> float | Tensor:
+    """Inverse temperature.
+
+    Raises:
+        ValueError: a number that is not positive and finite, or a tensor with several elements.
+    """
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1:
+            raise ValueError(f"temperature {describe(temperature)}; expected one element")
+        return temperature.reshape(()).reciprocal()
+    check_positive(temperature, "temperature")
+    return 1.0 / temperature
+
+
+def checked_scale(logit_scale: float | Tensor) -> float | Tensor:
+    """An inverse temperature that was passed in, already exponentiated.
+
+    Raises:
+        ValueError: a number that is not positive and finite, or a tensor with several elements.
+    """
+    if isinstance(logit_scale, Tensor):
+        if logit_scale.numel() != 1:
+            raise ValueError(f"logit_scale {describe(logit_scale)}; expected one element")
+        return logit_scale.reshape(())
+    check_positive(logit_scale, "logit_scale")
+    return logit_scale
+
+
+def check_positive(value: float, name: str) -> None:
+    """A positive finite number.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (isinstance(value, (int, float)) and 0.0 < value < math.inf):
+        raise ValueError(f"{name} is {value!r}; expected a positive finite number")
+
+
+class TemperatureLoss(nn.Module):
+    """A loss with a temperature, fixed or learnable, and a reduction.
+
+    A learnable temperature is the parameter ``logit_scale`` = ln(1 / temperature), as in CLIP;
+    it is clamped before each use so that 1 / temperature stays at most ``max_scale``.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        *,
+        learnable: bool = False,
+        max_scale: float = 100.0,
+        normalize: bool = True,
+        reduction: str = "mean",
+        return_metrics: bool = False,
+    ):
+        super().__init__()
+        check_positive(temperature, "temperature")
+        check_positive(max_scale, "max_scale")
+        check_reduction(reduction)
+        self.normalize = normalize
+        self.reduction = reduction
+        self.return_metrics = return_metrics
+        self.max_scale = max_scale
+        self.learnable = learnable
+        if learnable:
+            self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        else:
+            self._temperature = temperature
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The temperature in use: a number, or a 0-dim tensor with a gradient if learnable."""
+        if not self.learnable:
+            return self._temperature
+        with torch.no_grad():  # in place, so that a scale pushed too far can still come back
+            self.logit_scale.clamp_(max=math.log(self.max_scale))
+        return torch.exp(-self.logit_scale)
+
+    def options(self) -> dict:
+        """The keyword arguments that every loss function takes."""
+        return {
+            "normalize": self.normalize,
+            "reduction": self.reduction,
+            "return_metrics": self.return_metrics,
+        }
+
+    def extra_repr(self) -> str:
+        value = float(self.temperature)
+        return (
+            f"temperature={value:.4g}{' (learnable)' if self.learnable else ''}, "
+            f"reduction={self.reduction!r}, normalize={self.normalize}"
+        )
+
+
+# ---------------------------------------------------------------------------------- reduction
+
+
+def reduce(losses: Tensor, reduction: str, weight: Tensor | None = None) -> Tensor:
+    """Per-sample losses [N] to the asked form; with weights the mean is sum(w l) / sum(w)."""
+    check_reduction(reduction)
+    if weight is not None:
+        weight = check_vector(weight, "weight", losses.shape[0], losses, floats=True)
+        losses = losses * weight.to(losses.dtype)
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    if weight is None:
+        return losses.mean()
+    total = weight.to(losses.dtype).sum()
+    return losses.sum() / torch.where(total == 0, 1.0, total)
+
+
+def finish(losses, reduction, weight, metrics: dict[str, Tensor] | None):
+    """The reduced loss, with ``metrics`` beside it when there are any."""
+    loss = reduce(losses, reduction, weight)
+    return loss if metrics is None else (loss, metrics)
+
+
+def softmax_loss(positive: Tensor, negatives: Tensor) -> Tensor:
+    """-log softmax of the positive against a log-sum-exp of negatives: softplus(lse - positive).
+
+    The positive stays out of the log-sum-exp, so nothing cancels where the loss is tiny.
+    """
+    return -torch.nn.functional.logsigmoid(positive - negatives)
+
+
+# -------------------------------------------------------------------------- sums over classes
+
+
+def class_slots(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """A slot in [0, N) shared by equal ids, and how many share it; static shapes, no hashing."""
+    ordered = ids.sort().values
+    first = torch.searchsorted(ordered, ids)
+    return first, torch.searchsorted(ordered, ids, right=True) - first
+
+
+def class_sums(rows: Tensor, slots: Tensor) -> Tensor:
+    """For each row, the sum of all rows of its class [N, D]."""
+    return torch.zeros_like(rows).index_add(0, slots, rows).index_select(0, slots)
+
+
+def _same_id(pairs: Pairs, n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each query where keys of its id begin and end among sorted ids; each key's slot there."""
+    query_ids, key_ids = pairs.ids(n, m)
+    ordered = key_ids.sort().values
+    begin = torch.searchsorted(ordered, query_ids)
+    end = torch.searchsorted(ordered, query_ids, right=True)
+    return begin, end, torch.searchsorted(ordered, key_ids)
+
+
+def negative_count(queries: Tensor, m: int, pairs: Pairs) -> Tensor:
+    """How many of ``m`` keys are negatives of each query, as floats [N]."""
+    n = queries.shape[0]
+    count = queries.new_full((n,), m)
+    if pairs.relation == "different":  # equal ids include the skipped offsets
+        begin, end, _ = _same_id(pairs, n, m)
+        return count - (end - begin)
+    index = torch.arange(n, device=queries.device)
+    for offset in pairs.skip:
+        count = count - ((index >= -offset) & (index < m - offset)).to(count.dtype)
+    return count
+
+
+def negative_sums(queries: Tensor, keys: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Sum of <q_i, k_j> over the negatives of each query, and their number, in O(N D + M D).
+
+    Everything minus what the rule drops: pairs of equal id, which include the skipped offsets,
+    or else the skipped offsets alone.
+    """
+    n, m = queries.shape[0], keys.shape[0]
+    if pairs.relation == "different":
+        begin, end, slots = _same_id(pairs, n, m)
+        sums = torch.zeros_like(keys).index_add(0, slots, keys)
+        dropped = torch.where((end > begin)[:, None], sums[begin.clamp(max=m - 1)], 0.0)
+    else:
+        dropped = torch.zeros_like(queries)
+        index = torch.arange(n, device=queries.device)
+        for offset in pairs.skip:
+            inside = (index >= -offset) & (index < m - offset)
+            dropped = dropped + torch.where(
+                inside[:, None], keys[(index + offset).clamp(0, m - 1)], 0.0
+            )
+    return (queries * (keys.sum(0) - dropped)).sum(1), negative_count(queries, m, pairs)
+
+
+def smooth(losses, positive, scale, sums: Tensor, count: Tensor, label_smoothing: float) -> Tensor:
+    """Label smoothing: move that share of the target to the uniform mean over all candidates."""
+    mean = (positive + scale * sums) / (count + 1.0)
+    return losses + label_smoothing * (positive - mean)
+
+
+@torch.no_grad()
+def softmax_metrics(
+    cosines: Tensor, positive: Tensor, negatives: LogSumExp, sums: Tensor, count: Tensor
+) -> dict[str, Tensor]:
+    """What users log, 0-dim each: see :func:`fastcl.functional.nt_xent`."""
+    effective = torch.exp(negatives.rows - negatives.row_max)
+    some = count > 0
+    return {
+        "accuracy": (positive > negatives.row_max).to(positive.dtype).mean(),
+        "positive_similarity": cosines.mean(),
+        "negative_similarity": sums.sum() / count.sum().clamp_min(1.0),
+        "effective_negatives": torch.where(some, effective, 0.0).mean(),
+    }
+
+
+# -------------------------------------------------------------------------------- two views
+
+
+@dataclass
+class Views:
+    """Two views of a batch as one symmetric problem of 2B rows."""
+
+    rows: Tensor  # [2B, D]
+    cosines: Tensor  # [2B], each row with its other view
+    pairs: Pairs  # keeps the negatives: not the row itself, its other view, or an equal id
+    precision: torch.dtype
+
+    @classmethod
+    def of(cls, z1: Tensor, z2: Tensor, ids: Tensor | None, normalize: bool) -> Views:
+        check_same_shape(z1, z2, "z1", "z2")
+        batch = z1.shape[0]
+        y1, y2 = unit_rows(z1, "z1", normalize), unit_rows(z2, "z2", normalize)
+        cosines = (y1 * y2).sum(1)
+        skip = (0, batch, -batch)
+        pairs = Pairs(skip=skip)
+        if ids is not None:
+            ids = check_vector(ids, "ids", batch, z1)
+            pairs = Pairs("different", torch.cat([ids, ids]), skip=skip)
+        return cls(
+            torch.cat([y1, y2]), torch.cat([cosines, cosines]), pairs, precision_of(z1, z2, None)
+        )
+
+    def repeat(self, weight: Tensor | None) -> Tensor | None:
+        """Per-sample weights [B] for both views."""
+        if weight is None:
+            return None
+        batch = self.rows.shape[0] // 2
+        weight = check_vector(weight, "weight", batch, self.rows, floats=True)
+        return torch.cat([weight, weight])

@@ -1,0 +1,123 @@
+"""Negatives corrected for the positives hidden among them, and weighted by hardness."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..ops import similarity_logsumexp
+from .common import (
+    TemperatureLoss,
+    Views,
+    check_fraction,
+    finish,
+    negative_count,
+    negative_sums,
+    scale_of,
+    softmax_loss,
+    softmax_metrics,
+)
+
+
+def hard_negative(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.5,
+    beta: float = 1.0,
+    tau_plus: float = 0.1,
+    *,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_metrics: bool = False,
+):
+    """Hard negatives (Robinson et al. 2021, eq. 4); beta = 0 is :func:`debiased`.
+
+    With n negatives of score s (n = 2B - 2 unless ids drop some) and the positive's s+:
+    loss = softplus(ln N_g - s+), N_g = max((S - tau_plus n e^s+) / (1 - tau_plus), n e^(-1/T)),
+    S = n mean(e^((beta+1) s)) / mean(e^(beta s)). The gradient flows through the weights.
+
+    Args:
+        z1, z2: [B, D], any float dtype; two views, row by row.
+        temperature: positive number or one-element tensor (differentiable).
+        beta: concentration on hard negatives, 0 or more; beyond 0 it costs a second sweep.
+        tau_plus: prior probability that a negative is of the anchor's class, in [0, 1).
+        ids, weight, normalize, reduction, return_metrics: as for :func:`nt_xent`.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+    """
+    check_fraction(tau_plus, "tau_plus")
+    if not (beta >= 0.0 and math.isfinite(beta)):
+        raise ValueError(f"beta is {beta!r}; expected a finite number of at least 0")
+    scale = scale_of(temperature)
+    views = Views.of(z1, z2, ids, normalize)
+    rows, pairs, precision = views.rows, views.pairs, views.precision
+    log_count = negative_count(rows, rows.shape[0], pairs).log()
+
+    def sweep(factor, maxima=False):
+        return similarity_logsumexp(
+            rows, None, scale * factor, pairs=pairs, maxima=maxima, precision=precision
+        )
+
+    if beta == 0.0:
+        negatives = sweep(1.0, return_metrics)
+        total = negatives.rows
+    else:
+        total = log_count + sweep(beta + 1.0).rows - sweep(beta).rows
+        negatives = sweep(1.0, True) if return_metrics else None
+    positive = views.cosines * scale
+    if tau_plus > 0.0:
+        # ln((S - tau_plus n e^s+) / (1 - tau_plus)), where the difference is positive
+        excess = math.log(tau_plus) + log_count + positive - total
+        above = excess < 0
+        remainder = torch.log(-torch.expm1(torch.where(above, excess, -1.0)))
+        total = torch.where(above, total + remainder - math.log1p(-tau_plus), float("-inf"))
+    losses = softmax_loss(positive, torch.maximum(total, log_count - scale))
+    metrics = None
+    if return_metrics:
+        sums, count = negative_sums(rows, rows, pairs)
+        metrics = softmax_metrics(views.cosines, positive, negatives, sums, count)
+    return finish(losses, reduction, views.repeat(weight), metrics)
+
+
+def debiased(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.5,
+    tau_plus: float = 0.1,
+    **options,
+):
+    """Debiased contrastive loss (Chuang et al. 2020, eq. 8): :func:`hard_negative`, beta = 0."""
+    return hard_negative(z1, z2, temperature, 0.0, tau_plus, **options)
+
+
+class HardNegativeLoss(TemperatureLoss):
+    """:func:`~fastcl.functional.hard_negative` as a module."""
+
+    def __init__(
+        self, temperature: float = 0.5, beta: float = 1.0, tau_plus: float = 0.1, **options
+    ):
+        super().__init__(temperature, **options)
+        check_fraction(tau_plus, "tau_plus")
+        self.beta = beta
+        self.tau_plus = tau_plus
+
+    def forward(self, z1, z2, *, ids=None, weight=None):
+        return hard_negative(
+            z1, z2, self.temperature, self.beta, self.tau_plus, ids=ids, weight=weight,
+            **self.options(),
+        )  # fmt: skip
+
+
+class DebiasedLoss(HardNegativeLoss):
+    """:func:`~fastcl.functional.debiased` as a module."""
+
+    def __init__(self, temperature: float = 0.5, tau_plus: float = 0.1, **options):
+        super().__init__(temperature, 0.0, tau_plus, **options)

@@ -1,0 +1,92 @@
+"""Decoupled contrastive learning: the positive leaves the denominator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import similarity_logsumexp
+from .common import (
+    TemperatureLoss,
+    Views,
+    check_positive,
+    finish,
+    negative_sums,
+    scale_of,
+    softmax_metrics,
+)
+
+
+def dcl(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.1,
+    *,
+    sigma: float | None = None,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_metrics: bool = False,
+):
+    """DCL (Yeh et al. 2022, eq. 6), mean of both directions; with ``sigma``, DCLW (section 3.3).
+
+    Per row: -w s+ + log-sum-exp over the 2B - 2 negatives. Negative values are correct.
+
+    Args:
+        z1, z2: [B, D], any float dtype; two views, row by row.
+        temperature: positive number or one-element tensor (differentiable).
+        sigma: temperature of the positive's weight w = 2 - B softmax(cosine / sigma) over the
+            batch, a constant for the gradient; ``None`` for w = 1.
+        ids, weight, normalize, reduction, return_metrics: as for :func:`nt_xent`.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+    """
+    scale = scale_of(temperature)
+    if sigma is not None:
+        check_positive(sigma, "sigma")
+    views = Views.of(z1, z2, ids, normalize)
+    negatives = similarity_logsumexp(
+        views.rows, None, scale, pairs=views.pairs, maxima=return_metrics, precision=views.precision
+    )
+    positive = views.cosines * scale
+    attraction = positive
+    if sigma is not None:
+        batch = z1.shape[0]
+        share = torch.softmax(views.cosines.detach()[:batch] / sigma, 0)
+        attraction = (2.0 - batch * share).repeat(2) * positive
+    # a row without negatives has nothing to be pushed from
+    sums = torch.where(torch.isneginf(negatives.rows), 0.0, negatives.rows)
+    metrics = None
+    if return_metrics:
+        metrics = softmax_metrics(
+            views.cosines, positive, negatives, *negative_sums(views.rows, views.rows, views.pairs)
+        )
+    return finish(sums - attraction, reduction, views.repeat(weight), metrics)
+
+
+class DCLLoss(TemperatureLoss):
+    """:func:`~fastcl.functional.dcl` as a module."""
+
+    sigma: float | None = None
+
+    def __init__(self, temperature: float = 0.1, **options):
+        super().__init__(temperature, **options)
+
+    def forward(self, z1, z2, *, ids=None, weight=None):
+        return dcl(
+            z1, z2, self.temperature, sigma=self.sigma, ids=ids, weight=weight, **self.options()
+        )
+
+
+class DCLWLoss(DCLLoss):
+    """:class:`DCLLoss` with the positives weighted, rarer ones more (DCLW)."""
+
+    def __init__(self, temperature: float = 0.1, sigma: float = 0.5, **options):
+        super().__init__(temperature, **options)
+        check_positive(sigma, "sigma")
+        self.sigma = sigma

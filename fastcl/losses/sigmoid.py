@@ -1,0 +1,114 @@
+"""Losses of sigmoid type: every pair is a binary decision."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import Pairs, similarity_sum
+from ..ops.checks import as_scalar, precision_of
+from .common import (
+    TemperatureLoss,
+    check_same_shape,
+    check_vector,
+    checked_scale,
+    finish,
+    negative_sums,
+    scale_of,
+    unit_rows,
+)
+
+
+def siglip(
+    image_features: Tensor,
+    text_features: Tensor,
+    temperature: float | Tensor = 0.1,
+    bias: float | Tensor = -10.0,
+    *,
+    logit_scale: float | Tensor | None = None,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_metrics: bool = False,
+):
+    """SigLIP (Zhai et al. 2023, algorithm 1): softplus of every pair's signed logit.
+
+    Per image: softplus(-(t s_ii + b)) + sum over j != i of softplus(t s_ij + b).
+
+    Args:
+        image_features, text_features: [N, D], row by row; any float dtype.
+        temperature: 1 / t, a positive number or one-element tensor (differentiable).
+        bias: b, a number or one-element tensor (differentiable).
+        logit_scale: t itself, already exponentiated; replaces ``temperature``.
+        ids: [N] integers; pairs of equal id are never each other's negatives.
+        weight: [N] floats; each image's share, the mean becoming sum(w l) / sum(w).
+        normalize: divide rows by their length first.
+        reduction: ``"mean"`` over N (not N^2), ``"sum"``, or ``"none"`` for [N] losses.
+        return_metrics: also return a dict with ``positive_similarity`` and
+            ``negative_similarity`` (mean cosines), 0-dim each.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+    """
+    check_same_shape(image_features, text_features, "image_features", "text_features")
+    scale = scale_of(temperature) if logit_scale is None else checked_scale(logit_scale)
+    images = unit_rows(image_features, "image_features", normalize)
+    texts = unit_rows(text_features, "text_features", normalize)
+    n = images.shape[0]
+    pairs = Pairs(skip=(0,))
+    if ids is not None:
+        pairs = Pairs("different", check_vector(ids, "ids", n, images), skip=(0,))
+    precision = precision_of(image_features, text_features, None)
+    bias = as_scalar(bias, "bias", images, precision)
+    negatives = similarity_sum(
+        images, texts, scale, phi="softplus", row_bias=bias.expand(n), pairs=pairs,
+        precision=precision,
+    )  # fmt: skip
+    cosines = (images * texts).sum(1)
+    losses = negatives - F.logsigmoid(cosines * scale + bias)
+    metrics = None
+    if return_metrics:
+        with torch.no_grad():
+            sums, count = negative_sums(images, texts, pairs)
+            metrics = {
+                "positive_similarity": cosines.mean(),
+                "negative_similarity": sums.sum() / count.sum().clamp_min(1.0),
+            }
+    return finish(losses, reduction, weight, metrics)
+
+
+class SigLIPLoss(TemperatureLoss):
+    """:func:`~fastcl.functional.siglip` as a module.
+
+    With ``learnable``, both the scale (``logit_scale``, its logarithm) and ``logit_bias`` are
+    parameters; either may also come with each call.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        bias: float = -10.0,
+        *,
+        learnable: bool = False,
+        **options,
+    ):
+        super().__init__(temperature, learnable=learnable, **options)
+        if learnable:
+            self.logit_bias = nn.Parameter(torch.tensor(float(bias)))
+        else:
+            self.logit_bias = bias
+
+    def forward(
+        self, image_features, text_features, logit_scale=None, logit_bias=None, *, ids=None,
+        weight=None,
+    ):  # fmt: skip
+        return siglip(
+            image_features, text_features, self.temperature,
+            self.logit_bias if logit_bias is None else logit_bias,
+            logit_scale=logit_scale, ids=ids, weight=weight, **self.options(),
+        )  # fmt: skip

@@ -1,0 +1,367 @@
+"""Losses of softmax type with one positive: NT-Xent, InfoNCE, CLIP, margin softmax.
+
+All are compositions of one log-sum-exp over *negatives* with the positive's score kept outside
+it. Scores are cosines over the temperature unless ``normalize=False``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..ops import LogSumExp, Pairs, similarity_logsumexp
+from ..ops.checks import check_features, check_same_width, describe, precision_of
+from .common import (
+    TemperatureLoss,
+    Views,
+    check_fraction,
+    check_same_shape,
+    check_vector,
+    checked_scale,
+    finish,
+    negative_sums,
+    scale_of,
+    smooth,
+    softmax_loss,
+    softmax_metrics,
+    unit_rows,
+)
+
+
+def nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.1,
+    *,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_metrics: bool = False,
+):
+    """NT-Xent, the loss of SimCLR (Chen et al. 2020, eq. 1), over the 2B rows of two views.
+
+    Each row is classified among the 2B - 1 others; its other view is the positive.
+
+    Args:
+        z1, z2: [B, D], any float dtype; row i of one is the other view of row i of the other.
+        temperature: positive number or one-element tensor (differentiable).
+        ids: [B] integers; samples of equal id are never each other's negatives.
+        weight: [B] floats; each sample's share, the mean becoming sum(w l) / sum(w).
+        label_smoothing: share of the target spread evenly over all 2B - 1 candidates.
+        normalize: divide rows by their length first.
+        reduction: ``"mean"`` over 2B rows, ``"sum"``, or ``"none"`` for [2B] losses.
+        return_metrics: also return a dict of 0-dim tensors from the same sweep: ``accuracy``
+            (the positive beats every negative), ``positive_similarity``, ``negative_similarity``
+            (mean cosines) and ``effective_negatives`` (mean of sum_j exp(s_j - max_j s_j)).
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+    """
+    check_fraction(label_smoothing, "label_smoothing")
+    scale = scale_of(temperature)
+    views = Views.of(z1, z2, ids, normalize)
+    negatives = similarity_logsumexp(
+        views.rows, None, scale, pairs=views.pairs, maxima=return_metrics, precision=views.precision
+    )
+    positive = views.cosines * scale
+    losses = softmax_loss(positive, negatives.rows)
+    metrics = None
+    if label_smoothing or return_metrics:
+        sums, count = negative_sums(views.rows, views.rows, views.pairs)
+        if label_smoothing:
+            losses = smooth(losses, positive, scale, sums, count, label_smoothing)
+        if return_metrics:
+            metrics = softmax_metrics(views.cosines, positive, negatives, sums, count)
+    return finish(losses, reduction, views.repeat(weight), metrics)
+
+
+class NTXentLoss(TemperatureLoss):
+    """:func:`~fastcl.functional.nt_xent` as a module: ``NTXentLoss(0.1)(z1, z2)``."""
+
+    def __init__(self, temperature: float = 0.1, *, label_smoothing: float = 0.0, **options):
+        super().__init__(temperature, **options)
+        check_fraction(label_smoothing, "label_smoothing")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, z1, z2, *, ids=None, weight=None):
+        return nt_xent(
+            z1, z2, self.temperature, ids=ids, weight=weight,
+            label_smoothing=self.label_smoothing, **self.options(),
+        )  # fmt: skip
+
+
+def _paired_negatives(rows, negative_keys, scale, normalize) -> tuple[LogSumExp, Tensor, Tensor]:
+    """Each query's own negatives [N, M, D]: their log-sum-exp, sum of cosines and number."""
+    n, m, d = negative_keys.shape
+    keys = unit_rows(negative_keys.reshape(n * m, d), "negative_keys", normalize).view(n, m, d)
+    cosines = (rows[:, None] * keys).sum(2)
+    scores = cosines * scale
+    negatives = LogSumExp(torch.logsumexp(scores, 1), None, scores.detach().amax(1), None)
+    return negatives, cosines.sum(1), torch.full_like(cosines[:, 0], m)
+
+
+def _shared_rule(ids, negative_ids, in_batch: bool, n: int, m: int, like: Tensor) -> Pairs:
+    if (negative_ids is None) != (in_batch or ids is None):
+        raise ValueError(
+            "ids and negative_ids go together with shared negative_keys, and ids alone without; "
+            f"ids is {'absent' if ids is None else 'given'}, negative_ids is "
+            f"{'absent' if negative_ids is None else 'given'}"
+        )
+    skip = (0,) if in_batch else ()
+    if ids is None:
+        return Pairs(skip=skip)
+    ids = check_vector(ids, "ids", n, like)
+    if negative_ids is not None:
+        negative_ids = check_vector(negative_ids, "negative_ids", m, like)
+    return Pairs("different", ids, ids if in_batch else negative_ids, skip)
+
+
+def info_nce(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    *,
+    ids: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    margin: float = 0.0,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_metrics: bool = False,
+):
+    """InfoNCE (van den Oord et al. 2018, eq. 4): each query picks its key among negatives.
+
+    Args:
+        query, positive_key: [N, D], row by row.
+        negative_keys: ``None`` for the other queries' positive keys, [M, D] shared by all
+            queries, or [N, M, D] of each query's own. Shared keys that need no gradient (a queue)
+            make the backward free.
+        temperature: positive number or one-element tensor (differentiable).
+        ids: [N] integers; a key of equal id is never a negative.
+        negative_ids: [M] integers, the ids of shared ``negative_keys``; goes with ``ids``.
+        weight, label_smoothing, normalize, return_metrics: as for :func:`nt_xent`.
+        margin: taken off the positive's cosine before it is scaled.
+        reduction: ``"mean"`` over N, ``"sum"``, or ``"none"`` for [N] losses.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+    """
+    check_fraction(label_smoothing, "label_smoothing")
+    check_same_shape(query, positive_key, "query", "positive_key")
+    scale = scale_of(temperature)
+    rows = unit_rows(query, "query", normalize)
+    positives = unit_rows(positive_key, "positive_key", normalize)
+    cosines = (rows * positives).sum(1)
+    n = rows.shape[0]
+    sums = count = None
+
+    if isinstance(negative_keys, Tensor) and negative_keys.dim() == 3:
+        check_features(negative_keys, "negative_keys", "[N, M, D]")
+        check_same_width(query, negative_keys, "query", "negative_keys")
+        if negative_keys.shape[0] != n or ids is not None or negative_ids is not None:
+            raise ValueError(
+                f"negative_keys {describe(negative_keys)}; as each query's own negatives they "
+                f"need a first dimension of {n} and take no ids"
+            )
+        negatives, sums, count = _paired_negatives(rows, negative_keys, scale, normalize)
+    else:
+        in_batch = negative_keys is None
+        keys, precision = positives, precision_of(query, positive_key, None)
+        if not in_batch:
+            check_features(negative_keys, "negative_keys", "[M, D]")
+            check_same_width(query, negative_keys, "query", "negative_keys")
+            keys = unit_rows(negative_keys, "negative_keys", normalize)
+            precision = precision_of(query, negative_keys, None)
+        pairs = _shared_rule(ids, negative_ids, in_batch, n, keys.shape[0], rows)
+        negatives = similarity_logsumexp(
+            rows, keys, scale, pairs=pairs, maxima=return_metrics, precision=precision
+        )
+        if label_smoothing or return_metrics:
+            sums, count = negative_sums(rows, keys, pairs)
+
+    positive = (cosines - margin) * scale
+    losses = softmax_loss(positive, negatives.rows)
+    if label_smoothing:
+        losses = smooth(losses, positive, scale, sums, count, label_smoothing)
+    metrics = None
+    if return_metrics:
+        metrics = softmax_metrics(cosines, positive, negatives, sums, count)
+    return finish(losses, reduction, weight, metrics)
+
+
+class InfoNCELoss(TemperatureLoss):
+    """:func:`~fastcl.functional.info_nce` as a module."""
+
+    def __init__(self, temperature: float = 0.1, *, label_smoothing: float = 0.0, **options):
+        super().__init__(temperature, **options)
+        check_fraction(label_smoothing, "label_smoothing")
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self, query, positive_key, negative_keys=None, *, ids=None, negative_ids=None, weight=None
+    ):
+        return info_nce(
+            query, positive_key, negative_keys, self.temperature, ids=ids,
+            negative_ids=negative_ids, weight=weight, label_smoothing=self.label_smoothing,
+            **self.options(),
+        )  # fmt: skip
+
+
+def _both_directions(
+    a, b, names, scale, ids, weight, label_smoothing, margin, normalize, reduction, return_metrics
+):
+    """Mean of the row and column softmax losses of two aligned batches, from one sweep."""
+    check_fraction(label_smoothing, "label_smoothing")
+    check_same_shape(a, b, *names)
+    rows, columns = (unit_rows(x, name, normalize) for x, name in zip((a, b), names, strict=True))
+    n = rows.shape[0]
+    pairs = _shared_rule(ids, None, True, n, n, rows)
+    both = similarity_logsumexp(
+        rows, columns, scale, pairs=pairs, columns=True, maxima=return_metrics,
+        precision=precision_of(a, b, None),
+    )  # fmt: skip
+    cosines = (rows * columns).sum(1)
+    positive = (cosines - margin) * scale
+    losses = 0.5 * (softmax_loss(positive, both.rows) + softmax_loss(positive, both.columns))
+    metrics = None
+    if label_smoothing or return_metrics:
+        sums, count = negative_sums(rows, columns, pairs)
+        if label_smoothing:
+            back, _ = negative_sums(columns, rows, pairs)
+            losses = smooth(losses, positive, scale, 0.5 * (sums + back), count, label_smoothing)
+        if return_metrics:
+            metrics = softmax_metrics(cosines, positive, both, sums, count)
+    return finish(losses, reduction, weight, metrics)
+
+
+def clip(
+    image_features: Tensor,
+    text_features: Tensor,
+    temperature: float | Tensor = 0.07,
+    *,
+    logit_scale: float | Tensor | None = None,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_metrics: bool = False,
+):
+    """The loss of CLIP (Radford et al. 2021, fig. 3): both directions of a softmax, averaged.
+
+    Args:
+        image_features, text_features: [N, D], row by row.
+        temperature: positive number or one-element tensor (differentiable).
+        logit_scale: inverse temperature, already exponentiated; replaces ``temperature``.
+        ids: [N] integers; pairs of equal id are never each other's negatives.
+        weight, label_smoothing, normalize: as for :func:`nt_xent`.
+        reduction: ``"mean"`` over N pairs, ``"sum"``, or ``"none"`` for [N] losses.
+        return_metrics: as for :func:`nt_xent`, from image to text.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+    """
+    scale = scale_of(temperature) if logit_scale is None else checked_scale(logit_scale)
+    return _both_directions(
+        image_features, text_features, ("image_features", "text_features"), scale, ids, weight,
+        label_smoothing, 0.0, normalize, reduction, return_metrics,
+    )  # fmt: skip
+
+
+class CLIPLoss(TemperatureLoss):
+    """:func:`~fastcl.functional.clip` as a module; ``logit_scale`` may come with each call."""
+
+    def __init__(self, temperature: float = 0.07, *, label_smoothing: float = 0.0, **options):
+        super().__init__(temperature, **options)
+        check_fraction(label_smoothing, "label_smoothing")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, image_features, text_features, logit_scale=None, *, ids=None, weight=None):
+        return clip(
+            image_features, text_features, self.temperature, logit_scale=logit_scale, ids=ids,
+            weight=weight, label_smoothing=self.label_smoothing, **self.options(),
+        )  # fmt: skip
+
+
+def margin_softmax(
+    query: Tensor,
+    positive_key: Tensor,
+    temperature: float | Tensor = 0.05,
+    margin: float = 0.3,
+    *,
+    bidirectional: bool = True,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_metrics: bool = False,
+):
+    """Additive margin softmax over the batch (Yang et al. 2019, eqs. 5 and 6; LaBSE).
+
+    Args:
+        query, positive_key: [N, D], row by row.
+        temperature: positive number or one-element tensor (differentiable).
+        margin: taken off the positive's cosine before it is scaled.
+        bidirectional: average the losses of queries over keys and of keys over queries (one
+            sweep), else queries over keys only.
+        ids, weight, label_smoothing, normalize, reduction, return_metrics: as for :func:`clip`.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+    """
+    if not math.isfinite(margin):
+        raise ValueError(f"margin is {margin!r}; expected a finite number")
+    if bidirectional:
+        return _both_directions(
+            query, positive_key, ("query", "positive_key"), scale_of(temperature), ids, weight,
+            label_smoothing, margin, normalize, reduction, return_metrics,
+        )  # fmt: skip
+    return info_nce(
+        query, positive_key, None, temperature, ids=ids, weight=weight, margin=margin,
+        label_smoothing=label_smoothing, normalize=normalize, reduction=reduction,
+        return_metrics=return_metrics,
+    )  # fmt: skip
+
+
+class MarginSoftmaxLoss(TemperatureLoss):
+    """:func:`~fastcl.functional.margin_softmax` as a module."""
+
+    def __init__(
+        self,
+        temperature: float = 0.05,
+        margin: float = 0.3,
+        *,
+        bidirectional: bool = True,
+        label_smoothing: float = 0.0,
+        **options,
+    ):
+        super().__init__(temperature, **options)
+        check_fraction(label_smoothing, "label_smoothing")
+        self.margin = margin
+        self.bidirectional = bidirectional
+        self.label_smoothing = label_smoothing
+
+    def forward(self, query, positive_key, *, ids=None, weight=None):
+        return margin_softmax(
+            query, positive_key, self.temperature, self.margin, bidirectional=self.bidirectional,
+            ids=ids, weight=weight, label_smoothing=self.label_smoothing, **self.options(),
+        )  # fmt: skip

@@ -1,0 +1,26 @@
+"""The primitives, and the backends that compute them in order of preference."""
+
+import torch
+
+from . import chunked, reference
+from .normalize import l2_normalize
+from .pairs import ALL, Pairs
+from .registry import Backend, backends, register, set_workspace, use_backend
+from .similarity import LogSumExp, TopK, similarity_logsumexp, similarity_sum, similarity_topk
+
+register(Backend("chunked", chunked, detail=f"torch {torch.__version__}, any device"))
+register(Backend("reference", reference, detail="dense float64; the oracle"))
+
+__all__ = [
+    "ALL",
+    "LogSumExp",
+    "Pairs",
+    "TopK",
+    "backends",
+    "l2_normalize",
+    "set_workspace",
+    "similarity_logsumexp",
+    "similarity_sum",
+    "similarity_topk",
+    "use_backend",
+]

@@ -1,0 +1,113 @@
+"""One clear sentence for each operand that does not fit, before anything is computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .pairs import Pairs
+from .registry import FLOATS, accumulator
+
+
+def describe(value) -> str:
+    """What came, for an error message."""
+    if not isinstance(value, Tensor):
+        return f"is {value!r} ({type(value).__name__})"
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"has shape {tuple(value.shape)}, dtype {dtype} on {value.device}"
+
+
+def check_features(x, name: str, dims: str = "[N, D]") -> None:
+    """A non-empty float tensor of the shape that ``dims`` names.
+
+    Raises:
+        TypeError: not a tensor of a supported float dtype.
+        ValueError: the wrong number of dimensions, or an empty one.
+    """
+    if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+        raise TypeError(
+            f"{name} {describe(x)}; expected a {dims} tensor of float32, bfloat16, float16 or "
+            "float64"
+        )
+    if x.dim() != dims.count(",") + 1 or 0 in x.shape:
+        raise ValueError(f"{name} {describe(x)}; expected {dims}, no dimension empty")
+
+
+def check_operands(queries: Tensor, keys: Tensor | None, pairs: Pairs) -> tuple[int, int]:
+    """N and M of a similarity problem.
+
+    Raises:
+        TypeError, ValueError: operands of the wrong kind, width or device.
+    """
+    check_features(queries, "queries")
+    if keys is None:
+        return queries.shape[0], queries.shape[0]
+    check_features(keys, "keys", "[M, D]")
+    check_same_width(queries, keys, "queries", "keys")
+    if pairs.query_ids is not None and pairs.query_ids.device != queries.device:
+        raise ValueError(
+            f"query_ids is on {pairs.query_ids.device}; expected {queries.device}, like queries"
+        )
+    return queries.shape[0], keys.shape[0]
+
+
+def check_same_width(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
+    """Last dimension and device equal.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(
+            f"{name_b} {describe(b)}; expected width {a.shape[-1]}, the width of {name_a}"
+        )
+    if a.device != b.device:
+        raise ValueError(f"{name_b} {describe(b)}; expected {a.device}, like {name_a}")
+
+
+def check_bias(bias, name: str, length: int, like: Tensor) -> Tensor | None:
+    """A float vector of ``length`` on the device of ``like``, or ``None``.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if bias is None:
+        return None
+    fits = isinstance(bias, Tensor) and bias.shape == (length,) and bias.is_floating_point()
+    if not fits or bias.device != like.device:
+        raise ValueError(f"{name} {describe(bias)}; expected {length} floats on {like.device}")
+    return bias
+
+
+def precision_of(
+    queries: Tensor, keys: Tensor | None, precision: torch.dtype | None
+) -> torch.dtype:
+    """The dtype in which products may be formed: as asked, autocast's, or the operands'.
+
+    Raises:
+        TypeError: not a supported float dtype.
+    """
+    if precision is None:
+        precision = queries.dtype
+        if keys is not None:
+            precision = torch.promote_types(precision, keys.dtype)
+        device = queries.device.type
+        if precision != torch.float64 and torch.is_autocast_enabled(device):
+            precision = torch.get_autocast_dtype(device)
+    if precision not in FLOATS:
+        raise TypeError(f"precision is {precision}; expected one of {FLOATS}")
+    return precision
+
+
+def as_scalar(value, name: str, like: Tensor, precision: torch.dtype) -> Tensor:
+    """A number or one-element tensor as a 0-dim tensor in the accumulator's dtype.
+
+    Raises:
+        ValueError: a tensor with more than one element.
+    """
+    dtype = accumulator(precision)
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=dtype, device=like.device)
+    if value.numel() != 1:
+        raise ValueError(f"{name} {describe(value)}; expected a number or a one-element tensor")
+    return value.reshape(()).to(device=like.device, dtype=dtype)

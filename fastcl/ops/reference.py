@@ -1,0 +1,193 @@
+"""The dense oracle: each primitive as its definition, in float64 where the device has it.
+
+It holds N x M numbers and is slow; every other backend is judged against it. The functions whose
+names end in ``_gradients`` are ordinary differentiable PyTorch, and second derivatives of every
+backend go through them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .pairs import keep_mask
+from .registry import accumulator
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _scores(queries: Tensor, keys, scale: Tensor, key_bias, row_bias=None) -> Tensor:
+    dtype = _wide(queries)
+    q = queries.to(dtype)
+    s = scale.to(dtype) * (q @ (q if keys is None else keys.to(dtype)).mT)
+    if key_bias is not None:
+        s = s + key_bias.to(dtype)
+    return s if row_bias is None else s + row_bias.to(dtype)[:, None]
+
+
+def _kept(s: Tensor, query_ids, key_ids, relation: str, skip) -> Tensor:
+    """The rule as a bool mask [N, M]."""
+    rows, columns = range(s.shape[0]), range(s.shape[1])
+    if key_ids is None:
+        key_ids = query_ids
+    mask = keep_mask(query_ids, key_ids, relation, list(skip), rows, columns, s.device)
+    return torch.ones_like(s, dtype=torch.bool) if mask is None else mask
+
+
+def _masked_logsumexp(s: Tensor, keep: Tensor, dim: int) -> Tensor:
+    """Log-sum-exp of kept entries; -inf with zero gradient where there are none."""
+    empty = ~keep.any(dim, keepdim=True)
+    safe = torch.where(empty, torch.zeros_like(s), s.masked_fill(~keep, float("-inf")))
+    return torch.where(empty.squeeze(dim), float("-inf"), torch.logsumexp(safe, dim))
+
+
+def _softmax(s: Tensor, keep: Tensor, dim: int) -> Tensor:
+    """Softmax over kept entries, 0 elsewhere and wherever nothing was kept."""
+    sums = _masked_logsumexp(s, keep, dim)
+    finite = torch.where(torch.isneginf(sums), torch.zeros_like(sums), sums).unsqueeze(dim)
+    return torch.where(keep, (torch.where(keep, s, float("-inf")) - finite).exp(), 0.0)
+
+
+def _products(w: Tensor, queries, keys, scale):
+    """Gradients of queries, keys (``None`` if they are the queries) and scale from W."""
+    q = queries.to(w.dtype)
+    t = scale.to(w.dtype)
+    product = w @ (q if keys is None else keys.to(w.dtype))
+    transposed = t * (w.mT @ q)
+    if keys is None:
+        return t * product + transposed, None, (q * product).sum()
+    return t * product, transposed, (q * product).sum()
+
+
+def _only_needed(gradients, needs, acc: torch.dtype) -> tuple[Tensor, ...]:
+    like = gradients[0]
+    return tuple(
+        g.to(acc).contiguous() if needed and g is not None else like.new_empty(0, dtype=acc)
+        for g, needed in zip(gradients, needs, strict=True)
+    )
+
+
+def similarity_logsumexp(
+    queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, columns, maxima, save,
+    precision,
+):  # fmt: skip
+    s = _scores(queries, keys, scale, key_bias)
+    keep = _kept(s, query_ids, key_ids, relation, skip)
+    masked = s.masked_fill(~keep, float("-inf"))
+    none = s.new_empty(0)
+    saved = none
+    if save == "mean_keys":
+        saved = _softmax(s, keep, 1) @ keys.to(s.dtype)
+    elif save == "exponentials":
+        saved = torch.zeros_like(s)
+    outputs = (
+        _masked_logsumexp(s, keep, 1),
+        _masked_logsumexp(s, keep, 0) if columns else none,
+        masked.amax(1) if maxima else none,
+        masked.amax(0) if maxima and columns else none,
+        saved,
+        s.new_full((), float("nan")),  # nothing was kept: whoever runs backward recomputes
+    )
+    acc = accumulator(precision)
+    return tuple(t.to(acc, copy=True) for t in outputs)
+
+
+def logsumexp_gradients(
+    grad_rows, grad_columns, queries, keys, scale, key_bias, query_ids, key_ids, relation, skip
+):
+    """Gradients of queries, keys, scale and key_bias, differentiable again."""
+    s = _scores(queries, keys, scale, key_bias)
+    keep = _kept(s, query_ids, key_ids, relation, skip)
+    w = grad_rows.to(s.dtype)[:, None] * _softmax(s, keep, 1)
+    if grad_columns is not None:
+        w = w + grad_columns.to(s.dtype) * _softmax(s, keep, 0)
+    return (*_products(w, queries, keys, scale), w.sum(0))
+
+
+def similarity_logsumexp_backward(
+    grad_rows, grad_columns, queries, keys, scale, key_bias, query_ids, key_ids, relation, skip,
+    rows, columns, saved, offset, save, needs, precision,
+):  # fmt: skip
+    gradients = logsumexp_gradients(
+        grad_rows, grad_columns, queries, keys, scale, key_bias, query_ids, key_ids, relation, skip
+    )
+    return _only_needed(gradients, needs, accumulator(precision))
+
+
+def _phi(s: Tensor, phi: str) -> Tensor:
+    if phi == "softplus":  # F.softplus turns linear at 20, an error of 2e-9
+        return -F.logsigmoid(-s)
+    return F.relu(s) if phi == "relu" else F.relu(s).square()
+
+
+def _phi_gradient(s: Tensor, phi: str) -> Tensor:
+    if phi == "softplus":
+        return torch.sigmoid(s)
+    return (s > 0).to(s.dtype) if phi == "relu" else 2.0 * F.relu(s)
+
+
+def similarity_sum(
+    queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip, phi, precision
+):
+    s = _scores(queries, keys, scale, key_bias, row_bias)
+    keep = _kept(s, query_ids, key_ids, relation, skip)
+    return torch.where(keep, _phi(s, phi), 0.0).sum(1).to(accumulator(precision))
+
+
+def sum_gradients(
+    grad_rows, queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip, phi
+):
+    """Gradients of queries, keys, scale, key_bias and row_bias, differentiable again."""
+    s = _scores(queries, keys, scale, key_bias, row_bias)
+    keep = _kept(s, query_ids, key_ids, relation, skip)
+    w = grad_rows.to(s.dtype)[:, None] * torch.where(keep, _phi_gradient(s, phi), 0.0)
+    return (*_products(w, queries, keys, scale), w.sum(0), w.sum(1))
+
+
+def similarity_sum_backward(
+    grad_rows, queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip, phi,
+    needs, precision,
+):  # fmt: skip
+    gradients = sum_gradients(
+        grad_rows, queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip, phi
+    )
+    return _only_needed(gradients, needs, accumulator(precision))
+
+
+def similarity_topk(
+    queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, k, below, precision
+):
+    s = _scores(queries, keys, scale, key_bias)
+    keep = _kept(s, query_ids, key_ids, relation, skip)
+    if below is not None:
+        keep = keep & (s < below.to(s.dtype)[:, None])
+    s = s.masked_fill(~keep, float("-inf"))
+    values, indices = s.sort(dim=1, descending=True, stable=True)
+    missing = max(0, k - s.shape[1])
+    values = F.pad(values[:, :k], (0, missing), value=float("-inf"))
+    indices = F.pad(indices[:, :k], (0, missing), value=-1)
+    return indices.masked_fill(torch.isneginf(values), -1), values.to(accumulator(precision))
+
+
+def l2_normalize(x: Tensor, eps: float, precision: torch.dtype):
+    rows = x.to(_wide(x))
+    inverse = torch.linalg.vector_norm(rows, dim=1).clamp_min(eps).reciprocal()
+    acc = accumulator(precision)
+    return (rows * inverse[:, None]).to(acc).contiguous(), inverse.to(acc)
+
+
+def normalize_gradient(grad: Tensor, x: Tensor, eps: float) -> Tensor:
+    """Gradient with respect to ``x``, differentiable again."""
+    g, rows = grad.to(_wide(x)), x.to(_wide(x))
+    squares = rows.square().sum(1, keepdim=True)
+    long = squares > eps * eps  # shorter rows were divided by the constant eps
+    inverse = torch.where(long, torch.where(long, squares, 1.0).rsqrt(), 1.0 / eps)
+    y = rows * inverse
+    return (g - y * torch.where(long, (g * y).sum(1, keepdim=True), 0.0)) * inverse
+
+
+def l2_normalize_backward(grad, x, y, inverse, eps: float, precision) -> Tensor:
+    return normalize_gradient(grad, x, eps).to(x.dtype).contiguous()

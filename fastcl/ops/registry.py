@@ -1,0 +1,163 @@
+"""What each backend can do, which one serves a call, and why the others do not.
+
+A backend *declares* its limits (:class:`Backend`). Dispatch, error texts, ``fastcl info`` and the
+test matrix are all read off that one declaration. The registry is asked inside the operators, so
+a compiled graph stays whole and :func:`use_backend` still switches at run time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+OPS = ("similarity_logsumexp", "similarity_sum", "similarity_topk", "l2_normalize")
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def accumulator(precision: torch.dtype) -> torch.dtype:
+    """The dtype of sums and results: fp64 for fp64 products, fp32 for all others."""
+    return torch.float64 if precision == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a backend must know of a call to say whether it can serve it.
+
+    ``precision`` is the dtype in which products are formed (sums are always fp32 or wider).
+    """
+
+    op: str
+    device: str
+    precision: torch.dtype
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend's declaration.
+
+    Attributes:
+        name: what :func:`use_backend` calls it.
+        implementation: module or object with a function per operator and one per backward.
+        ops: operators it implements.
+        devices: device types it runs on; ``None`` means any.
+        precisions: dtypes it forms products in.
+        unavailable: why it cannot run on this machine at all; empty when it can.
+        detail: version, instruction set and the like, for ``fastcl info``.
+    """
+
+    name: str
+    implementation: Any
+    ops: tuple[str, ...] = OPS
+    devices: tuple[str, ...] | None = None
+    precisions: tuple[torch.dtype, ...] = FLOATS
+    unavailable: str = ""
+    detail: str = ""
+
+    def refusals(self, call: Call) -> list[str]:
+        """Every reason this backend cannot serve ``call``; empty when it can."""
+        if self.unavailable:
+            return [self.unavailable]
+        reasons = []
+        if call.op not in self.ops:
+            reasons.append(f"does not implement {call.op}")
+        if self.devices is not None and call.device not in self.devices:
+            reasons.append(f"runs on {', '.join(self.devices)}, not on {call.device}")
+        if call.precision not in self.precisions:
+            dtypes = ", ".join(str(p).removeprefix("torch.") for p in self.precisions)
+            reasons.append(f"computes in {dtypes}, not in {str(call.precision)[6:]}")
+        return reasons
+
+
+@dataclass
+class _Registry:
+    backends: dict[str, Backend] = field(default_factory=dict)
+    forced: str | None = None
+
+
+_REGISTRY = _Registry()
+
+# Kept exponentials may take this much; above it they are recomputed (DESIGN section 1).
+_DEFAULT_WORKSPACE = 64 * 2**20
+_workspace_bytes = _DEFAULT_WORKSPACE
+
+
+def register(backend: Backend) -> None:
+    """Append ``backend``; earlier ones are preferred."""
+    _REGISTRY.backends[backend.name] = backend
+
+
+def backends() -> dict[str, Backend]:
+    """Every backend by name, in order of preference, usable here or not."""
+    return dict(_REGISTRY.backends)
+
+
+def pick(call: Call) -> Backend:
+    """The first backend that serves ``call``, or the forced one.
+
+    Raises:
+        RuntimeError: the forced backend, or every one, refuses; each reason is given.
+    """
+    if _REGISTRY.forced is not None:
+        candidates = [_REGISTRY.backends[_REGISTRY.forced]]
+    else:
+        candidates = list(_REGISTRY.backends.values())
+    reasons = []
+    for backend in candidates:
+        refusals = backend.refusals(call)
+        if not refusals:
+            return backend
+        reasons.append(f"{backend.name}: {'; '.join(refusals)}")
+    dtype = str(call.precision).removeprefix("torch.")
+    raise RuntimeError(
+        f"no backend serves {call.op} in {dtype} on {call.device} ({' | '.join(reasons)})"
+    )
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force every fastcl operator onto one backend inside a ``with`` block.
+
+    Process-wide rather than per thread, because autograd runs backward passes of accelerators in
+    threads of its own.
+
+    Args:
+        name: a key of :func:`backends`.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: the backend cannot run on this machine; later, from an operator, when it
+            cannot serve that call.
+    """
+    if name not in _REGISTRY.backends:
+        raise ValueError(f"backend is {name!r}; expected one of {list(_REGISTRY.backends)}")
+    if _REGISTRY.backends[name].unavailable:
+        raise RuntimeError(f"backend {name!r}: {_REGISTRY.backends[name].unavailable}")
+    previous, _REGISTRY.forced = _REGISTRY.forced, name
+    try:
+        yield
+    finally:
+        _REGISTRY.forced = previous
+
+
+def set_workspace(megabytes: float) -> None:
+    """Memory a loss may use to keep exponentials between forward and backward.
+
+    Where N x M numbers fit, keeping them saves the backward its recomputation; above the budget
+    (default 64) they are recomputed and memory stays linear in N + M. 0 never keeps them.
+
+    Raises:
+        ValueError: a negative budget.
+    """
+    global _workspace_bytes
+    if megabytes < 0:
+        raise ValueError(f"megabytes is {megabytes}; expected 0 or more")
+    _workspace_bytes = int(megabytes * 2**20)
+
+
+def workspace_bytes() -> int:
+    """The present budget in bytes; see :func:`set_workspace`."""
+    return _workspace_bytes

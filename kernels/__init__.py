@@ -1,0 +1,1 @@
+"""Triton kernels of fastcl; installed as ``fastcl.kernels``. None exist yet."""

@@ -1,0 +1,51 @@
+"""Tests run against the installed package; a bare checkout is loaded by path.
+
+The checkout's root must stay off sys.path, because its folder ``kernels`` would shadow any other
+package of that name.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+if importlib.util.find_spec("fastcl") is None:
+    spec = importlib.util.spec_from_file_location(
+        "fastcl", ROOT / "fastcl/__init__.py", submodule_search_locations=[str(ROOT / "fastcl")]
+    )
+    sys.modules["fastcl"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["fastcl"])
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fill every uninitialised tensor with NaN, so that reading one shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.isnan(torch.empty(3)).all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def settings():
+    """One thread (small problems, predictable on a busy machine) and the default workspace."""
+    import fastcl
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    fastcl.set_workspace(64)
+    yield
+    torch.set_num_threads(threads)
+    fastcl.set_workspace(64)
+
+
+@pytest.fixture
+def root() -> Path:
+    """The checkout."""
+    return ROOT

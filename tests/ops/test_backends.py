@@ -1,0 +1,154 @@
+"""Every backend, as it declares itself, against the float64 oracle and plain PyTorch."""
+
+import pytest
+import torch
+
+import fastcl
+from fastcl.testing import DATA, RULES, SHAPES, compare, served
+
+BACKENDS = [name for name in fastcl.backends() if name != "reference"]
+CASES = [(name, operation, dtype) for name in BACKENDS for operation, dtype in served(name)]
+
+
+def _label(value):
+    return str(value).removeprefix("torch.")
+
+
+def _judge(*args, **kwargs):
+    verdict = compare(*args, **kwargs)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(("backend", "operation", "dtype"), CASES, ids=_label)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(backend, operation, dtype, shape):
+    _judge(backend, operation, shape, dtype=dtype, bias=operation != "normalize")
+
+
+@pytest.mark.parametrize(("backend", "operation", "dtype"), CASES, ids=_label)
+@pytest.mark.parametrize("rule", RULES)
+def test_rules(backend, operation, dtype, rule):
+    for shape in (SHAPES[5], SHAPES[9]):
+        _judge(backend, operation, shape, rule=rule, dtype=dtype)
+
+
+@pytest.mark.parametrize(("backend", "operation", "dtype"), CASES, ids=_label)
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("temperature", [0.5, 0.07, 0.01, 0.005])
+def test_data_and_temperatures(backend, operation, dtype, data, temperature):
+    if operation == "normalize" and temperature != 0.5:
+        pytest.skip("normalisation knows no temperature")
+    for shape in (SHAPES[3], SHAPES[9]):
+        _judge(backend, operation, shape, data, "offsets", temperature, dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workspace", [0, 64])
+@pytest.mark.parametrize("temperature", [0.1, 0.008, 0.004])
+def test_kept_and_recomputed_exponentials(backend, workspace, temperature):
+    fastcl.set_workspace(workspace)
+    for shape in (SHAPES[5], SHAPES[9]):
+        _judge(backend, "columns", shape, "clustered", "offsets", temperature)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_several_tiles(backend, symmetric, monkeypatch):
+    """Sizes beyond one tile, so that partial results of tiles are merged."""
+    from fastcl.ops.chunked import problem
+
+    monkeypatch.setitem(problem._TILE, "cpu", 32 * 32)
+    shape = SHAPES[10] if symmetric else SHAPES[5]
+    for rule in RULES:
+        for operation in ("logsumexp", "columns", "softplus", "topk"):
+            for temperature in (0.1, 0.005):
+                _judge(backend, operation, shape, "random", rule, temperature)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tail_rows_that_underflow(backend):
+    """Rows opposite to every key, at a temperature where a fixed offset would flush them."""
+    queries = torch.nn.functional.normalize(torch.randn(40, 16))
+    queries[7] = -queries[0]
+    keys = queries[:1].repeat(30, 1)
+    with fastcl.use_backend("reference"):
+        truth = fastcl.ops.similarity_logsumexp(queries, keys, 150.0, columns=True, maxima=True)
+    with fastcl.use_backend(backend):
+        result = fastcl.ops.similarity_logsumexp(queries, keys, 150.0, columns=True, maxima=True)
+    for ours, exact in zip(result, truth, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_topk_ties_and_threshold(backend):
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    keys = torch.tensor([[1.0, 0.0], [0.5, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 0.5]])
+    with fastcl.use_backend(backend):
+        plain = fastcl.ops.similarity_topk(queries, keys, 1.0, k=4)
+        below = fastcl.ops.similarity_topk(queries, keys, 1.0, k=3, below=torch.tensor([1.0, 0.5]))
+        many = fastcl.ops.similarity_topk(queries, keys, 1.0, k=7)
+    assert plain.indices.tolist() == [[0, 2, 4, 1], [1, 4, 0, 2]]
+    assert below.indices.tolist() == [[1, 3, -1], [0, 2, 3]]
+    assert below.values[0].tolist() == [0.5, 0.0, float("-inf")]
+    assert many.indices[0].tolist() == [0, 2, 4, 1, 3, -1, -1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_topk_among_many_ties(backend):
+    """Quantised scores: the k-th place is shared, and the lowest indices must win it."""
+    queries, keys = torch.randint(-2, 3, (30, 3)).float(), torch.randint(-2, 3, (500, 3)).float()
+    with fastcl.use_backend("reference"):
+        truth = fastcl.ops.similarity_topk(queries, keys, 1.0, k=20)
+    with fastcl.use_backend(backend):
+        result = fastcl.ops.similarity_topk(queries, keys, 1.0, k=20)
+    assert torch.equal(result.values, truth.values)
+    assert torch.equal(result.indices, truth.indices)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_inputs(backend):
+    queries, keys = torch.randn(16, 20).T, torch.randn(64, 50)[::2, ::3][:, :16]
+    assert not queries.is_contiguous()
+    assert not keys.is_contiguous()
+    with fastcl.use_backend(backend):
+        strided = fastcl.ops.similarity_logsumexp(queries, keys, 2.0, columns=True)
+        dense = fastcl.ops.similarity_logsumexp(
+            queries.contiguous(), keys.contiguous(), 2.0, columns=True
+        )
+    assert torch.equal(strided.rows, dense.rows)
+    assert torch.equal(strided.columns, dense.columns)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workspace", [0, 64])
+def test_runs_repeat_bit_for_bit(backend, workspace):
+    fastcl.set_workspace(workspace)
+    torch.set_num_threads(2)
+    x = torch.randn(700, 48)
+
+    def run():
+        z = x.clone().requires_grad_()
+        with fastcl.use_backend(backend):
+            rows = fastcl.ops.similarity_logsumexp(z, None, 0.3, pairs=fastcl.Pairs(skip=(0,))).rows
+            rows.sum().backward()
+        return rows.detach(), z.grad
+
+    first, second = run(), run()
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_forced_backend_that_cannot_serve_says_why():
+    with pytest.raises(ValueError, match="backend is 'magic'; expected one of"):
+        fastcl.use_backend("magic").__enter__()
+    from fastcl.ops.registry import _REGISTRY, Backend, register
+
+    register(Backend("narrow", None, devices=("xpu",), precisions=(torch.float32,)))
+    try:
+        with (
+            fastcl.use_backend("narrow"),
+            pytest.raises(RuntimeError, match=r"narrow: runs on xpu, not on cpu; computes in"),
+        ):
+            fastcl.ops.similarity_logsumexp(torch.ones(2, 2).double(), None, 1.0)
+    finally:
+        del _REGISTRY.backends["narrow"]
