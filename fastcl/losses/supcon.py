@@ -100,7 +100,7 @@ def _outside(rows, labels, slots, positives, positive_cosines, scale, precision)
     """L_out: log-sum-exp over all others minus the positives' mean score."""
     mean_score = positive_cosines * scale / positives.clamp_min(1)
     # One sweep serves both kinds of anchor. Rows with one positive share their slot, so the rule
-    # "different" leaves their negatives; all others get an id of their own and lose only themselves.
+    # "different" leaves their negatives; every other row gets an id of its own.
     single = positives == 1
     index = torch.arange(rows.shape[0], device=rows.device)
     rule = Pairs("different", torch.where(single, slots, index + rows.shape[0]), skip=(0,))

@@ -1,0 +1,155 @@
+"""The losses written plainly and densely from their formulas alone.
+
+In float64 they are the oracle; :func:`in_precision` makes them what a user writes today.
+"""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+
+_precision = torch.float64
+
+
+@contextlib.contextmanager
+def in_precision(dtype):
+    """Evaluate everything in ``dtype`` instead of float64."""
+    global _precision
+    _precision = dtype
+    yield
+    _precision = torch.float64
+
+
+def up(x):
+    return x.to(_precision)
+
+
+def masked_lse(s, keep, dim=1):
+    return torch.logsumexp(s.masked_fill(~keep, float("-inf")), dim)
+
+
+def two_views(z1, z2, temperature, ids=None):
+    """Scores [2B, 2B], the positive's column, and which pairs are negatives."""
+    z = F.normalize(up(torch.cat([z1, z2])))
+    n, b = len(z), len(z1)
+    positive = torch.arange(n).roll(b)
+    keep = ~torch.eye(n, dtype=torch.bool)
+    keep[torch.arange(n), positive] = False
+    if ids is not None:
+        both = torch.cat([ids, ids])
+        keep &= both[:, None] != both
+    s = z @ z.T / temperature
+    return s, s[torch.arange(n), positive], keep
+
+
+def softplus(x):
+    return -F.logsigmoid(-x)
+
+
+def smoothed(losses, s, positive, keep, label_smoothing):
+    mean = (s.masked_fill(~keep, 0.0).sum(1) + positive) / (keep.sum(1) + 1)
+    return losses + label_smoothing * (positive - mean)
+
+
+def nt_xent(z1, z2, temperature=0.1, ids=None, label_smoothing=0.0):
+    s, positive, keep = two_views(z1, z2, temperature, ids)
+    losses = softplus(masked_lse(s, keep) - positive)
+    return smoothed(losses, s, positive, keep, label_smoothing)
+
+
+def dcl(z1, z2, temperature=0.1, sigma=None, ids=None):
+    s, positive, keep = two_views(z1, z2, temperature, ids)
+    weight = 1.0
+    if sigma is not None:
+        cosine = positive.detach() * temperature
+        half = 2 - len(z1) * torch.softmax(cosine[: len(z1)] / sigma, 0)
+        weight = torch.cat([half, half])
+    return masked_lse(s, keep) - weight * positive
+
+
+def hard_negative(z1, z2, temperature=0.5, beta=1.0, tau_plus=0.1, ids=None):
+    s, positive, keep = two_views(z1, z2, temperature, ids)
+    e = s.exp().masked_fill(~keep, 0.0)
+    n = up(keep.sum(1))
+    importance = (beta * s).exp().masked_fill(~keep, 0.0)
+    total = (importance * e).sum(1) / (importance.sum(1) / n)
+    corrected = (total - tau_plus * n * positive.exp()) / (1 - tau_plus)
+    floor = n * torch.exp(torch.tensor(-1.0 / temperature, dtype=_precision))
+    return torch.log1p(torch.maximum(corrected, floor) / positive.exp())
+
+
+def debiased(z1, z2, temperature=0.5, tau_plus=0.1, ids=None):
+    return hard_negative(z1, z2, temperature, 0.0, tau_plus, ids)
+
+
+def both(a, b, temperature, ids=None, margin=0.0):
+    a, b = F.normalize(up(a)), F.normalize(up(b))
+    s = a @ b.T / temperature
+    keep = ~torch.eye(len(a), dtype=torch.bool)
+    if ids is not None:
+        keep &= ids[:, None] != ids
+    return s, s.diagonal() - margin / temperature, keep
+
+
+def clip(a, b, temperature=0.07, ids=None, label_smoothing=0.0, margin=0.0):
+    s, positive, keep = both(a, b, temperature, ids, margin)
+    losses = 0.5 * (
+        softplus(masked_lse(s, keep) - positive) + softplus(masked_lse(s, keep, 0) - positive)
+    )
+    if not label_smoothing:
+        return losses
+    halves = (smoothed(0.0, x, positive, k, label_smoothing) for x, k in ((s, keep), (s.T, keep.T)))
+    return losses + 0.5 * sum(halves)
+
+
+def margin_softmax(a, b, temperature=0.05, margin=0.3, ids=None, bidirectional=True):
+    if bidirectional:
+        return clip(a, b, temperature, ids, margin=margin)
+    s, positive, keep = both(a, b, temperature, ids, margin)
+    return softplus(masked_lse(s, keep) - positive)
+
+
+def info_nce(q, p, negatives=None, temperature=0.1, ids=None, negative_ids=None,
+             label_smoothing=0.0):  # fmt: skip
+    q, p = F.normalize(up(q)), F.normalize(up(p))
+    positive = (q * p).sum(1) / temperature
+    if negatives is None:
+        s, _, keep = both(q, p, temperature, ids)
+    else:
+        k = F.normalize(up(negatives), dim=-1)
+        s = (torch.einsum("nd,nmd->nm", q, k) if k.dim() == 3 else q @ k.T) / temperature
+        keep = torch.ones_like(s, dtype=torch.bool)
+        if ids is not None:
+            keep = ids[:, None] != negative_ids
+    losses = softplus(masked_lse(s, keep) - positive)
+    return smoothed(losses, s, positive, keep, label_smoothing)
+
+
+def sup_con(features, labels, temperature=0.1, form="out"):
+    if features.dim() == 3:
+        labels = labels.repeat(features.shape[1])
+        features = features.transpose(0, 1).flatten(0, 1)
+    z = F.normalize(up(features))
+    s = z @ z.T / temperature
+    other = ~torch.eye(len(z), dtype=torch.bool)
+    same = (labels[:, None] == labels) & other
+    count = up(same.sum(1))
+    some = count > 0
+    keep = torch.where(some[:, None], same, other)  # any valid mask where there is no positive
+    if form == "in":
+        losses = masked_lse(s, other) - masked_lse(s, keep) + count.clamp(min=1).log()
+    else:
+        mean = s.masked_fill(~same, 0.0).sum(1) / count.clamp(min=1)
+        losses = masked_lse(s, other) - mean
+    return torch.where(some, losses, 0.0)
+
+
+def siglip(a, b, temperature=0.1, bias=-10.0, ids=None):
+    a, b = F.normalize(up(a)), F.normalize(up(b))
+    logits = a @ b.T / temperature + bias
+    sign = 2.0 * torch.eye(len(a), dtype=_precision) - 1.0
+    losses = softplus(-sign * logits)
+    if ids is not None:
+        drop = (ids[:, None] == ids) & (sign < 0)
+        losses = losses.masked_fill(drop, 0.0)
+    return losses.sum(1)

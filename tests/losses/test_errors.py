@@ -1,0 +1,53 @@
+"""Bad input to a loss gets one sentence naming the argument, what came, what was expected."""
+
+import pytest
+import torch
+
+import fastcl
+from fastcl import functional as f
+
+Z = torch.randn(4, 3)
+NAN = Z.clone()
+NAN[2, 1] = float("nan")
+INF = Z.clone()
+INF[1] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: f.nt_xent(Z, Z[:3]), ValueError, r"z2 has shape \(3, 3\).*expected shape \(4, 3\), the shape of z1"),
+        (lambda: f.nt_xent(Z, Z.to("meta")), ValueError, "z2 .* on meta; expected cpu, like z1"),
+        (lambda: f.nt_xent(Z[0], Z[0]), ValueError, r"z1 has shape \(3,\).*expected \[N, D\]"),
+        (lambda: f.nt_xent(Z.int(), Z), TypeError, "z1 .* dtype int32"),
+        (lambda: f.nt_xent(NAN, Z), ValueError, "z1 holds NaN or infinity in 1 of its 4 rows"),
+        (lambda: f.nt_xent(Z, INF), ValueError, "z2 holds NaN or infinity in 1 of its 4 rows"),
+        (lambda: f.clip(NAN, Z, normalize=False), ValueError, "image_features holds NaN"),
+        (lambda: f.nt_xent(Z, Z, 0.0), ValueError, "temperature is 0.0; expected a positive finite number"),
+        (lambda: f.nt_xent(Z, Z, torch.ones(2)), ValueError, "temperature has shape"),
+        (lambda: fastcl.NTXentLoss(-1.0), ValueError, "temperature is -1.0"),
+        (lambda: fastcl.NTXentLoss("warm"), ValueError, "temperature is 'warm'"),
+        (lambda: fastcl.CLIPLoss(reduction="avg"), ValueError, "reduction is 'avg'; expected one of"),
+        (lambda: fastcl.NTXentLoss(label_smoothing=1.0), ValueError, r"label_smoothing is 1.0; expected a number in \[0, 1\)"),
+        (lambda: f.nt_xent(Z, Z, ids=torch.ones(4)), TypeError, "ids .* expected a tensor of 4 integers"),
+        (lambda: f.nt_xent(Z, Z, ids=torch.ones(3).long()), ValueError, "ids .* expected 4 integers"),
+        (lambda: f.nt_xent(Z, Z, weight=torch.ones(3)), ValueError, "weight .* expected 4 floats"),
+        (lambda: f.clip(Z, Z, weight=torch.ones(4).long()), TypeError, "weight .* expected a tensor of 4 floats"),
+        (lambda: f.clip(Z, Z, logit_scale=-1.0), ValueError, "logit_scale is -1.0"),
+        (lambda: f.info_nce(Z, Z, torch.randn(5, 2)), ValueError, "negative_keys .* expected width 3, the width of query"),
+        (lambda: f.info_nce(Z, Z, torch.randn(3, 5, 3)), ValueError, "negative_keys .* first dimension of 4"),
+        (lambda: f.info_nce(Z, Z, torch.randn(5, 3), ids=torch.arange(4)), ValueError, "ids and negative_ids go together"),
+        (lambda: f.sup_con(Z), ValueError, r"features .* came without labels"),
+        (lambda: f.sup_con(Z, torch.arange(5)), ValueError, "labels .* expected 4 integers"),
+        (lambda: f.sup_con(Z, torch.rand(4)), TypeError, "labels .* expected a tensor of 4 integers"),
+        (lambda: f.sup_con(Z, torch.arange(4), form="both"), ValueError, "form is 'both'"),
+        (lambda: f.debiased(Z, Z, tau_plus=1.5), ValueError, "tau_plus is 1.5"),
+        (lambda: f.hard_negative(Z, Z, beta=-1.0), ValueError, "beta is -1.0"),
+        (lambda: f.dcl(Z, Z, sigma=0.0), ValueError, "sigma is 0.0"),
+        (lambda: f.siglip(Z, Z, bias=torch.ones(2)), ValueError, "bias has shape"),
+        (lambda: f.margin_softmax(Z, Z, margin=float("nan")), ValueError, "margin is nan"),
+    ],
+)  # fmt: skip
+def test_message(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
