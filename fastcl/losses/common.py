@@ -32,9 +32,9 @@ def unit_rows(x: Tensor, name: str, normalize: bool = True) -> Tensor:
         bad = can_look and not bool((inverse > 0).all())  # the factor of a NaN or infinite row
     else:
         rows = x.to(accumulator(x.dtype))
-        bad = can_look and not bool(torch.isfinite(x).all())
-    if bad:
-        count = int((~torch.isfinite(x).all(1)).sum())
+        # a sum is one pass and no copy; it may overflow, so the count below decides
+        bad = can_look and not math.isfinite(x.detach().sum())
+    if bad and (count := int((~torch.isfinite(x).all(1)).sum())):
         raise ValueError(
             f"{name} holds NaN or infinity in {count} of its {x.shape[0]} rows; expected finite "
             "features"
@@ -239,6 +239,8 @@ def class_sums(rows: Tensor, slots: Tensor) -> Tensor:
 def _same_id(pairs: Pairs, n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
     """For each query where keys of its id begin and end among sorted ids; each key's slot there."""
     query_ids, key_ids = pairs.ids(n, m)
+    assert query_ids is not None
+    assert key_ids is not None
     ordered = key_ids.sort().values
     begin = torch.searchsorted(ordered, query_ids)
     end = torch.searchsorted(ordered, query_ids, right=True)

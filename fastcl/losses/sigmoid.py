@@ -98,10 +98,9 @@ class SigLIPLoss(TemperatureLoss):
         **options,
     ):
         super().__init__(temperature, learnable=learnable, **options)
-        if learnable:
-            self.logit_bias = nn.Parameter(torch.tensor(float(bias)))
-        else:
-            self.logit_bias = bias
+        self.logit_bias: Tensor | float = (
+            nn.Parameter(torch.tensor(float(bias))) if learnable else bias
+        )
 
     def forward(
         self, image_features, text_features, logit_scale=None, logit_bias=None, *, ids=None,

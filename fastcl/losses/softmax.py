@@ -103,7 +103,12 @@ def _paired_negatives(rows, negative_keys, scale, normalize) -> tuple[LogSumExp,
     keys = unit_rows(negative_keys.reshape(n * m, d), "negative_keys", normalize).view(n, m, d)
     cosines = (rows[:, None] * keys).sum(2)
     scores = cosines * scale
-    negatives = LogSumExp(torch.logsumexp(scores, 1), None, scores.detach().amax(1), None)
+    negatives = LogSumExp(
+        torch.logsumexp(scores, 1),
+        scores.new_empty(0),
+        scores.detach().amax(1),
+        scores.new_empty(0),
+    )
     return negatives, cosines.sum(1), torch.full_like(cosines[:, 0], m)
 
 
@@ -165,8 +170,7 @@ def info_nce(
     positives = unit_rows(positive_key, "positive_key", normalize)
     cosines = (rows * positives).sum(1)
     n = rows.shape[0]
-    sums = count = None
-
+    extra: tuple[Tensor, Tensor] | None = None  # sums over negatives and their number
     if isinstance(negative_keys, Tensor) and negative_keys.dim() == 3:
         check_features(negative_keys, "negative_keys", "[N, M, D]")
         check_same_width(query, negative_keys, "query", "negative_keys")
@@ -176,28 +180,31 @@ def info_nce(
                 f"need a first dimension of {n} and take no ids"
             )
         negatives, sums, count = _paired_negatives(rows, negative_keys, scale, normalize)
+        extra = sums, count
     else:
-        in_batch = negative_keys is None
-        keys, precision = positives, precision_of(query, positive_key, None)
-        if not in_batch:
+        if negative_keys is None:
+            keys, precision = positives, precision_of(query, positive_key, None)
+        else:
             check_features(negative_keys, "negative_keys", "[M, D]")
             check_same_width(query, negative_keys, "query", "negative_keys")
             keys = unit_rows(negative_keys, "negative_keys", normalize)
             precision = precision_of(query, negative_keys, None)
+        in_batch = negative_keys is None
         pairs = _shared_rule(ids, negative_ids, in_batch, n, keys.shape[0], rows)
         negatives = similarity_logsumexp(
             rows, keys, scale, pairs=pairs, maxima=return_metrics, precision=precision
         )
         if label_smoothing or return_metrics:
-            sums, count = negative_sums(rows, keys, pairs)
+            extra = negative_sums(rows, keys, pairs)
 
     positive = (cosines - margin) * scale
     losses = softmax_loss(positive, negatives.rows)
-    if label_smoothing:
-        losses = smooth(losses, positive, scale, sums, count, label_smoothing)
     metrics = None
-    if return_metrics:
-        metrics = softmax_metrics(cosines, positive, negatives, sums, count)
+    if extra is not None:
+        if label_smoothing:
+            losses = smooth(losses, positive, scale, *extra, label_smoothing)
+        if return_metrics:
+            metrics = softmax_metrics(cosines, positive, negatives, *extra)
     return finish(losses, reduction, weight, metrics)
 
 

@@ -65,8 +65,8 @@ def check_same_width(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
         raise ValueError(f"{name_b} {describe(b)}; expected {a.device}, like {name_a}")
 
 
-def check_bias(bias, name: str, length: int, like: Tensor) -> Tensor | None:
-    """A float vector of ``length`` on the device of ``like``, or ``None``.
+def as_vector(bias, name: str, length: int, like: Tensor, precision: torch.dtype) -> Tensor | None:
+    """A float vector of ``length`` in the accumulator's dtype, or ``None``.
 
     Raises:
         ValueError: it is something else.
@@ -76,7 +76,7 @@ def check_bias(bias, name: str, length: int, like: Tensor) -> Tensor | None:
     fits = isinstance(bias, Tensor) and bias.shape == (length,) and bias.is_floating_point()
     if not fits or bias.device != like.device:
         raise ValueError(f"{name} {describe(bias)}; expected {length} floats on {like.device}")
-    return bias
+    return bias.to(accumulator(precision))
 
 
 def precision_of(

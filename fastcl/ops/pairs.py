@@ -93,7 +93,7 @@ def keep_mask(
 ) -> Tensor | None:
     """The rule on one tile as a bool mask [len(rows), len(columns)]; ``None`` keeps everything."""
     mask = None
-    if relation != "any":
+    if query_ids is not None and key_ids is not None:
         equal = query_ids[rows.start : rows.stop, None] == key_ids[columns.start : columns.stop]
         mask = equal if relation == "same" else ~equal
     for offset in skip:

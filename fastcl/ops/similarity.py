@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .checks import as_scalar, check_bias, check_operands, precision_of
+from .checks import as_scalar, as_vector, check_operands, precision_of
 from .library import backend, cast_gradients, define, differentiate
 from .pairs import ALL, Pairs
 from .registry import accumulator, workspace_bytes
@@ -37,12 +37,12 @@ _RULE = "Tensor? query_ids, Tensor? key_ids, str relation, SymInt[] skip"
 
 
 class LogSumExp(NamedTuple):
-    """What :func:`similarity_logsumexp` returns; fields that were not asked for are ``None``."""
+    """What :func:`similarity_logsumexp` returns; what was not asked for is an empty tensor."""
 
     rows: Tensor
-    columns: Tensor | None
-    row_max: Tensor | None
-    column_max: Tensor | None
+    columns: Tensor
+    row_max: Tensor
+    column_max: Tensor
 
 
 def similarity_logsumexp(
@@ -79,7 +79,7 @@ def similarity_logsumexp(
     n, m = check_operands(queries, keys, pairs)
     precision = precision_of(queries, keys, precision)
     scale = as_scalar(scale, "scale", queries, precision)
-    key_bias = check_bias(key_bias, "key_bias", m, queries)
+    key_bias = as_vector(key_bias, "key_bias", m, queries, precision)
     symmetric = (keys is None or keys is queries) and pairs.symmetric and key_bias is None
     if keys is None and not symmetric:
         keys = queries
@@ -91,14 +91,9 @@ def similarity_logsumexp(
         _what_to_save(queries, None if symmetric else keys, scale, key_bias, columns, precision),
         precision,
     )  # fmt: skip
-    if symmetric:
+    if symmetric and columns:
         column_sums, column_max = rows, row_max
-    return LogSumExp(
-        rows,
-        column_sums if columns else None,
-        row_max if maxima else None,
-        column_max if maxima and columns else None,
-    )
+    return LogSumExp(rows, column_sums, row_max, column_max)
 
 
 def _what_to_save(queries, keys, scale, key_bias, columns: bool, precision: torch.dtype) -> str:
@@ -106,7 +101,9 @@ def _what_to_save(queries, keys, scale, key_bias, columns: bool, precision: torc
 
     ``mean_keys``: where keys need no gradient (a queue, a bank) the softmax-weighted mean of the
     keys *is* the gradient, and the backward sweeps nothing. ``exponentials``: where all of them
-    fit the workspace budget, keeping them is cheaper than forming the products again.
+    fit the workspace budget, keeping them is cheaper than forming the products again. They are
+    exp(s_ij - offset), 0 for dropped pairs; of a symmetric problem only those with j >= i, so
+    that any backend can finish what another began. A NaN offset says that nothing was kept.
     """
     inputs = [t for t in (queries, keys, scale, key_bias) if t is not None]
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
@@ -255,7 +252,7 @@ def similarity_sum(
     query_ids, key_ids = pairs.ids(n, m)
     return _OPS.similarity_sum(
         queries, keys, as_scalar(scale, "scale", queries, precision),
-        check_bias(key_bias, "key_bias", m, queries), check_bias(row_bias, "row_bias", n, queries),
+        as_vector(key_bias, "key_bias", m, queries, precision), as_vector(row_bias, "row_bias", n, queries, precision),
         query_ids, key_ids, pairs.relation, list(pairs.skip), phi, precision,
     )  # fmt: skip
 
@@ -387,9 +384,9 @@ def similarity_topk(
         *_OPS.similarity_topk(
             queries.detach(), detached(keys),
             as_scalar(scale, "scale", queries, precision).detach(),
-            detached(check_bias(key_bias, "key_bias", m, queries)),
+            detached(as_vector(key_bias, "key_bias", m, queries, precision)),
             query_ids, key_ids, pairs.relation, list(pairs.skip), k,
-            detached(check_bias(below, "below", n, queries)), precision,
+            detached(as_vector(below, "below", n, queries, precision)), precision,
         )
     )  # fmt: skip
 

@@ -142,7 +142,8 @@ def test_finite_and_close_in_every_precision(name, dtype, temperature, noise):
     with oracle.in_precision(dtype):
         plain = definition(z1, z2, temperature=temperature).mean()
     usual = gradients(plain, (z1, z2))
-    round_off = 20 * torch.finfo(torch.float32).eps
+    # rounded operands leave part of a unit in the last place of a score, which is 1 / temperature
+    round_off = 20 * torch.finfo(torch.float32).eps + 0.1 * torch.finfo(dtype).eps
     assert_no_worse(loss, plain, exact, round_off * (1 + 1 / temperature))
     for triple in zip(grads, usual, gradients(exact, exact_inputs), strict=True):
         assert_no_worse(*triple, round_off / temperature + 2 * torch.finfo(dtype).eps)

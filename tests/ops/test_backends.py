@@ -152,3 +152,26 @@ def test_forced_backend_that_cannot_serve_says_why():
             fastcl.ops.similarity_logsumexp(torch.ones(2, 2).double(), None, 1.0)
     finally:
         del _REGISTRY.backends["narrow"]
+
+
+@pytest.mark.parametrize("forward", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("backward", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("scale", [10.0, 200.0])
+def test_one_backend_finishes_what_another_began(forward, backward, symmetric, scale):
+    """What is saved between the passes has one meaning, whoever wrote it."""
+    from fastcl.ops import similarity_logsumexp
+
+    q = torch.nn.functional.normalize(torch.randn(203, 24)).requires_grad_()
+    k = None if symmetric else torch.nn.functional.normalize(torch.randn(77, 24)).requires_grad_()
+
+    def gradients(first, second):
+        with fastcl.use_backend(first):
+            result = similarity_logsumexp(q, k, scale, columns=not symmetric)
+            objective = sum((t * t).sum() for t in result[:2])
+        with fastcl.use_backend(second):
+            return torch.autograd.grad(objective, [q] if symmetric else [q, k])
+
+    pairs = zip(gradients(forward, backward), gradients("reference", "reference"), strict=True)
+    for ours, exact in pairs:
+        assert float((ours - exact).norm() / exact.norm()) < 1e-5 + 5e-7 * scale

@@ -104,11 +104,10 @@ def _fixed(p: Problem, offset: float, columns: bool, maxima: bool, save: str):
     if mean is not None:
         mean.div_(torch.where(row_sum > 0, row_sum, 1.0)[:, None])
     shift = offset * LN2
-    sums, largest = (row_sum, column_sum), (row_max, column_max)
     if p.symmetric:
-        sums, largest = (row_sum, new(0)), (row_max, new(0))
+        column_sum, column_max = new(0), new(0)
     return (
-        *(s.log().add_(shift) for s in sums + largest),
+        *(s.log().add_(shift) for s in (row_sum, column_sum, row_max, column_max)),
         next((t for t in (mean, kept) if t is not None), new(0)),
         p.queries.new_full((), shift),
     )
@@ -226,11 +225,13 @@ def similarity_logsumexp_backward(
     if math.isnan(fixed):
         return accumulate(p, scale, weigh_online, size, [*needs, False])[:4]
     u = by_row.against(fixed)
-    v = u if p.symmetric else by_column and by_column.against(fixed)
+    v = None if by_column is None else by_column.against(fixed)
 
     def weigh_fixed(row_block, column_block, keys_block, scratch):
         if save == "exponentials":
             e = at(saved, row_block)[:, column_block.start : column_block.stop]
+            if p.symmetric and row_block == column_block:
+                e = e.triu() + e.triu(1).mT  # a symmetric problem keeps only j >= i
         else:
             e = p.score(row_block, column_block, keys_block, scratch)
             if fixed:

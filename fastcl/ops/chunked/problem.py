@@ -89,11 +89,10 @@ class Problem:
 
     def drop(self, tile: Tensor, rows: range, columns: range, value: float) -> Tensor:
         """Overwrite the pairs of ``tile`` that do not count with ``value``."""
-        _, _, relation, skip = self.rule
-        if relation != "any":
+        if self.rule[0] is not None:
             keep = keep_mask(*self.rule, rows, columns, tile.device)
-            return tile.masked_fill_(~keep, value)
-        for offset in skip:
+            return tile if keep is None else tile.masked_fill_(~keep, value)
+        for offset in self.rule[3]:  # without ids, diagonals of the tile and no mask
             diagonal = offset - columns.start + rows.start
             if -len(rows) < diagonal < len(columns):
                 tile.diagonal(diagonal).fill_(value)
@@ -141,11 +140,13 @@ def accumulate(
 
     factor = scale.to(p.queries.dtype) * size
     grad_scale = None
-    if need_scale:  # each unordered pair stands twice in a symmetric product
+    if (
+        product is not None and need_scale
+    ):  # each unordered pair stands twice in a symmetric product
         inner = torch.linalg.vecdot(p.queries, product).sum()
         grad_scale = inner * (size * (0.5 if p.symmetric else 1.0))
     gradients = (
-        product.mul_(factor) if need_queries else None,
+        product.mul_(factor) if product is not None and need_queries else None,
         None if transposed is None else transposed.mul_(factor),
         grad_scale,
         None if column_sums is None else column_sums.mul_(size),

@@ -1,0 +1,142 @@
+"""The compiled CPU backend: ``fastcl/_cpu*.so``, loaded when it is there, and its declaration.
+
+Products are formed in fp32, or in bf16 where the processor multiplies bf16 pairs; fp16 inputs are
+computed in fp32, fp64 is left to the PyTorch backends. Sums are fp32 within a tile and fp64 across
+tiles. Every result is the same bit for bit at any number of threads.
+
+The environment variable ``FASTCL_CPU_ISA`` forces a lower instruction set: ``baseline``, ``avx2``,
+``avx512`` or ``avx512_bf16``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .registry import Backend
+
+_RELATIONS = {"any": 0, "same": 1, "different": 2}
+_PHIS = {"softplus": 0, "relu": 1, "relu_squared": 2}
+_SAVES = {"nothing": 0, "mean_keys": 1, "exponentials": 2}
+
+_PAIR = "Tensor queries, Tensor? keys, Tensor scale, Tensor? key_bias"
+_RULE = "Tensor? query_ids, Tensor? key_ids, int relation, int[] skip"
+
+# Codes stand for strings and dtypes: the stable ABI converts integers for nothing.
+_library = torch.library.Library("fastcl", "FRAGMENT")
+for _schema in (
+    f"_cpu_logsumexp({_PAIR}, {_RULE}, bool columns, bool maxima, int save, bool bf16)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"_cpu_logsumexp_backward(Tensor grad_rows, Tensor? grad_columns, {_PAIR}, {_RULE},"
+    " Tensor rows, Tensor columns, Tensor saved, Tensor offset, int save, bool[] needs, bool bf16)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    f"_cpu_sum({_PAIR}, Tensor? row_bias, {_RULE}, int phi, bool bf16) -> Tensor",
+    f"_cpu_sum_backward(Tensor grad_rows, {_PAIR}, Tensor? row_bias, {_RULE}, int phi,"
+    " bool[] needs, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"_cpu_topk({_PAIR}, {_RULE}, int k, Tensor? below, bool bf16) -> (Tensor, Tensor)",
+    "_cpu_l2_normalize(Tensor x, float eps) -> (Tensor, Tensor)",
+    "_cpu_l2_normalize_backward(Tensor grad, Tensor y, Tensor inverse, float eps) -> Tensor",
+    "_cpu_exp2(Tensor x) -> Tensor",
+    "_cpu_info() -> str",
+    "_cpu_set_isa(str name) -> ()",
+):
+    _library.define(_schema)
+
+_OPS = torch.ops.fastcl
+
+
+def _load() -> str:
+    """Load the native module; why it cannot serve, or an empty string."""
+    package = Path(__file__).parent.parent
+    libraries = sorted(package.glob("_cpu*.so"))
+    if not libraries:
+        try:
+            why = json.loads((package / "_build_info.json").read_text())["not_built"]["cpu"]
+        except (OSError, ValueError, KeyError):
+            why = "build it with: pip install --no-build-isolation -e ."
+        return f"not built: {why}"
+    try:
+        torch.ops.load_library(str(libraries[0]))
+        _OPS._cpu_info()
+    except Exception as error:  # wrong torch, wrong libc, an unknown FASTCL_CPU_ISA
+        return f"does not load: {type(error).__name__}: {error}"
+    return ""
+
+
+def similarity_logsumexp(
+    queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, columns, maxima, save,
+    precision,
+):  # fmt: skip
+    return _OPS._cpu_logsumexp(
+        _stored(queries), _stored(keys), scale, key_bias, query_ids, key_ids,
+        _RELATIONS[relation], skip, columns, maxima, _SAVES[save], precision == torch.bfloat16,
+    )  # fmt: skip
+
+
+def similarity_logsumexp_backward(
+    grad_rows, grad_columns, queries, keys, scale, key_bias, query_ids, key_ids, relation, skip,
+    rows, columns, saved, offset, save, needs, precision,
+):  # fmt: skip
+    return _OPS._cpu_logsumexp_backward(
+        grad_rows, grad_columns, _stored(queries), _stored(keys), scale, key_bias, query_ids,
+        key_ids, _RELATIONS[relation], skip, rows, columns, saved, offset, _SAVES[save], needs,
+        precision == torch.bfloat16,
+    )  # fmt: skip
+
+
+def similarity_sum(
+    queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip, phi, precision
+):
+    return _OPS._cpu_sum(
+        _stored(queries), _stored(keys), scale, key_bias, row_bias, query_ids, key_ids,
+        _RELATIONS[relation], skip, _PHIS[phi], precision == torch.bfloat16,
+    )  # fmt: skip
+
+
+def similarity_sum_backward(
+    grad_rows, queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip, phi,
+    needs, precision,
+):  # fmt: skip
+    return _OPS._cpu_sum_backward(
+        grad_rows, _stored(queries), _stored(keys), scale, key_bias, row_bias, query_ids, key_ids,
+        _RELATIONS[relation], skip, _PHIS[phi], needs, precision == torch.bfloat16,
+    )  # fmt: skip
+
+
+def similarity_topk(
+    queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, k, below, precision
+):
+    return _OPS._cpu_topk(
+        _stored(queries), _stored(keys), scale, key_bias, query_ids, key_ids,
+        _RELATIONS[relation], skip, k, below, precision == torch.bfloat16,
+    )  # fmt: skip
+
+
+def l2_normalize(x: Tensor, eps: float, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+    return _OPS._cpu_l2_normalize(_stored(x), eps)
+
+
+def l2_normalize_backward(
+    grad: Tensor, x: Tensor, y: Tensor, inverse: Tensor, eps: float, precision: torch.dtype
+) -> Tensor:
+    return _OPS._cpu_l2_normalize_backward(_stored(grad), y, inverse, eps).to(x.dtype)
+
+
+def _stored(x: Tensor | None) -> Tensor | None:
+    """``x``, with float64 values rounded: they are read in fp32, bf16 or fp16."""
+    return x.float() if x is not None and x.dtype == torch.float64 else x
+
+
+_unavailable = _load()
+BACKEND = Backend(
+    "cpu",
+    sys.modules[__name__],
+    devices=("cpu",),
+    precisions=(torch.float32, torch.bfloat16, torch.float16),
+    unavailable=_unavailable,
+    detail="" if _unavailable else _OPS._cpu_info(),
+)
