@@ -252,7 +252,8 @@ def similarity_sum(
     query_ids, key_ids = pairs.ids(n, m)
     return _OPS.similarity_sum(
         queries, keys, as_scalar(scale, "scale", queries, precision),
-        as_vector(key_bias, "key_bias", m, queries, precision), as_vector(row_bias, "row_bias", n, queries, precision),
+        as_vector(key_bias, "key_bias", m, queries, precision),
+        as_vector(row_bias, "row_bias", n, queries, precision),
         query_ids, key_ids, pairs.relation, list(pairs.skip), phi, precision,
     )  # fmt: skip
 
