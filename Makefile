@@ -8,7 +8,7 @@ OUT ?= runs/demo
 .PHONY: demo test dev lint bench wheel clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
-	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(OUT)
+	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(OUT) --overwrite
 
 test: $(VENV)/.ready  ## the whole test suite, with coverage
 	$(BIN)/pytest --cov=fastcl --cov-report=term

@@ -1,0 +1,29 @@
+"""How good is a representation: kNN, linear probe, figures. Needs the extra ``train``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastcl.data.extras import require
+from fastcl.evaluation.features import calibrate_batch_norm, extract_features
+from fastcl.evaluation.knn import knn_accuracy, knn_predict
+
+if TYPE_CHECKING:
+    from fastcl.evaluation.probe import linear_probe
+
+__all__ = [
+    "calibrate_batch_norm",
+    "extract_features",
+    "knn_accuracy",
+    "knn_predict",
+    "linear_probe",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "linear_probe":
+        require("sklearn", user="fastcl.evaluation.linear_probe")
+        from fastcl.evaluation.probe import linear_probe
+
+        return linear_probe
+    raise AttributeError(f"module 'fastcl.evaluation' has no attribute {name!r}")

@@ -1,0 +1,180 @@
+"""Pictures of a pretraining run, drawn without a display; each function writes one PNG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+_DPI = 130
+_GREY = "#666666"
+_COLOURS = ("#1f6f8b", "#d1783a", "#5a8f3d", "#8a5a9e", "#b0413e", "#777777")
+
+
+def training_curves(
+    histories: Mapping[int, Sequence[Mapping[str, float]]], *, candidates: int, path: Path
+) -> None:
+    """Loss, contrastive top-1 and kNN accuracy by epoch, one line for each seed.
+
+    Args:
+        histories: seed to rows with "epoch", "loss", "contrastive_accuracy", "knn_accuracy"
+            (NaN where it was not measured); accuracies in [0, 1].
+        candidates: 2B - 1, among which the contrastive top-1 picks; for the chance levels.
+        path: PNG file.
+    """
+    figure, axes = _figure(1, 3, size=(13.0, 3.8))
+    panels = (
+        ("loss", "NT-Xent loss", 1.0, math.log(candidates), f"ln {candidates}, all views alike"),
+        ("contrastive_accuracy", "contrastive top-1, %", 100.0, 100.0 / candidates, "chance"),
+        ("knn_accuracy", "kNN on validation, %", 100.0, None, ""),
+    )
+    for axis, (column, title, factor, level, level_name) in zip(axes.flat, panels, strict=True):
+        for colour, (seed, rows) in zip(_cycle(len(histories)), histories.items(), strict=True):
+            points = [(r["epoch"], factor * r[column]) for r in rows if r[column] == r[column]]
+            epochs, values = zip(*points, strict=True)
+            marker = "o" if len(points) < 3 else None
+            axis.plot(epochs, values, color=colour, lw=1.5, marker=marker, label=f"seed {seed}")
+        if level is not None:
+            axis.axhline(level, color=_GREY, lw=1.0, ls="--", label=level_name)
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def similarity_matrices(
+    matrices: Mapping[int, torch.Tensor], names: Sequence[str], *, path: Path
+) -> None:
+    """Heat maps of the [2V, 2V] similarities of V images' two views.
+
+    The diagonal (a view with itself) is masked; the partners i and i + V are framed.
+
+    Args:
+        matrices: epochs done to the matrix; first before training, last at the end.
+        names: of the V images.
+        path: PNG file.
+    """
+    labels = [*names, *(f"{name}'" for name in names)]
+    figure, axes = _figure(1, len(matrices), size=(4.3 * len(matrices) + 0.8, 4.7))
+    stages = {0: "before training", len(matrices) - 1: "at the end"}
+    image = None
+    for index, (axis, (epochs, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=True)):
+        size = len(matrix)
+        shown = np.ma.array(matrix.float().numpy(), mask=np.eye(size, dtype=bool))
+        image = axis.imshow(shown, cmap="RdBu_r", vmin=-1.0, vmax=1.0)
+        axis.set_facecolor("#d9d9d9")
+        for row in range(size):
+            corner = ((row + size // 2) % size - 0.5, row - 0.5)
+            axis.add_patch(Rectangle(corner, 1, 1, fill=False, ec="black", lw=1.4))
+        axis.set_title(f"{stages.get(index, 'half-way')} ({epochs} epochs)", loc="left")
+        axis.set_xticks(range(size), labels, fontsize=8)
+        axis.set_yticks(range(size), labels, fontsize=8)
+        axis.tick_params(length=0)
+    figure.suptitle(
+        f"Cosine similarity of the projections of two views (x, x') of {len(names)} digits; "
+        "frames mark two views of one image",
+        x=0.01,
+        ha="left",
+    )
+    if image is not None:
+        figure.colorbar(image, ax=list(axes.flat), shrink=0.8, pad=0.015)
+    _save(figure, path)
+
+
+def view_grid(first: torch.Tensor, second: torch.Tensor, *, path: Path) -> None:
+    """Two rows of V images: column i holds the two views i and i + V of one image.
+
+    Args:
+        first, second: [V, C, H, W] with C = 1 or 3; values outside [0, 1] are clipped.
+        path: PNG file.
+    """
+    count = len(first)
+    figure, axes = _figure(2, count, size=(1.15 * count, 2.9))
+    for row, views in enumerate((first, second)):
+        for column, view in enumerate(views.detach().cpu().float().clamp(0, 1)):
+            axis = axes[row, column]
+            pixels = view.permute(1, 2, 0).squeeze(-1).numpy()
+            axis.imshow(pixels, cmap="gray", vmin=0.0, vmax=1.0)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_xlabel(str(row * count + column), fontsize=9, labelpad=2)
+    figure.suptitle(f"Two views of {count} images: i and i + {count} are one image", fontsize=11)
+    _save(figure, path)
+
+
+def probe_comparison(
+    summary: Mapping[str, Mapping[str, Mapping[str, float]]],
+    names: Mapping[str, str],
+    scored_on: str,
+    *,
+    path: Path,
+) -> None:
+    """Bars of linear-probe accuracy by labels per class, one colour for each representation.
+
+    Args:
+        summary: representation to labels per class to {"mean", "sd"}, accuracies in [0, 1].
+        names: representation to its name in the legend.
+        scored_on: which images the accuracies were measured on.
+        path: PNG file.
+    """
+    figure, axes = _figure(1, 1, size=(8.4, 4.6))
+    axis = axes[0, 0]
+    counts = list(next(iter(summary.values())))
+    width = 0.8 / len(names)
+    lowest = 100.0
+    for index, (key, name) in enumerate(names.items()):
+        means = [100 * summary[key][count]["mean"] for count in counts]
+        deviations = [100 * summary[key][count]["sd"] for count in counts]
+        places = np.arange(len(counts)) + (index - (len(names) - 1) / 2) * width
+        bars = axis.bar(
+            places,
+            means,
+            0.92 * width,
+            yerr=deviations,
+            color=_COLOURS[index],
+            capsize=3,
+            label=name,
+        )
+        axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+        lowest = min(lowest, *means)
+    # The differences are what the picture is for; the axis says that it does not start at zero.
+    axis.set_ylim(max(0.0, 10 * math.floor(lowest / 10) - 10), 102)
+    axis.set_xticks(range(len(counts)), [_count_name(count) for count in counts])
+    axis.set_ylabel(f"% of {scored_on} images right")
+    axis.set_title("Linear probe on frozen features (mean and sd over seeds)", loc="left")
+    axis.grid(axis="y", alpha=0.25)
+    axis.set_axisbelow(True)
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(names), fontsize=9)
+    _save(figure, path)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    axis: Axes
+    for axis in axes.flat:
+        axis.title.set_fontsize(10.5)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, format="png")
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+
+
+def _count_name(count: str) -> str:
+    return "all labels" if count == "all" else f"{count} label{'s' * (count != '1')} per class"
