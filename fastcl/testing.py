@@ -49,7 +49,9 @@ SHAPES = (
 )
 DATA = ("random", "aligned", "clustered", "outlier")
 RULES = ("all", "offsets", "same", "different", "empty rows")
-OPERATIONS = ("logsumexp", "columns", "softplus", "relu", "relu_squared", "topk", "normalize")
+OPERATIONS = (
+    "logsumexp", "columns", "softplus", "relu", "relu_squared", "topk", "normalize", "pair"
+)  # fmt: skip
 
 
 @dataclass
@@ -134,6 +136,9 @@ def _plain(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
     """What a user writes today, in the operands' dtype, N x M numbers and all."""
     if operation == "normalize":
         return [F.normalize(p.queries, dim=1)]
+    if operation == "pair":
+        a, b = (F.normalize(x, dim=1) for x in _pair(p))
+        return [torch.cat([a, b]), (a * b).sum(1)]
     keys = p.queries if p.keys is None else p.keys
     s = (p.queries @ keys.T) * scale.to(p.queries.dtype)
     if p.key_bias is not None:
@@ -149,6 +154,13 @@ def _plain(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
     return [(value if mask is None else value.masked_fill(~mask, 0.0)).sum(1)]
 
 
+def _pair(p: Problem) -> tuple[Tensor, Tensor]:
+    """As many queries as keys; a symmetric problem pairs the queries with themselves reversed."""
+    keys = p.queries.flip(0) if p.keys is None else p.keys
+    n = min(p.queries.shape[0], keys.shape[0])
+    return p.queries[:n], keys[:n]
+
+
 def _k(p: Problem) -> int:
     return min(7, p.queries.shape[0] if p.keys is None else p.keys.shape[0])
 
@@ -157,6 +169,8 @@ def _fast(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
     common: dict[str, Any] = {"key_bias": p.key_bias, "pairs": p.pairs}
     if operation == "normalize":
         return [ops.l2_normalize(p.queries)[0]]
+    if operation == "pair":
+        return list(ops.l2_normalize_pair(*_pair(p))[:2])
     if operation in ("logsumexp", "columns"):
         both = operation == "columns"
         result = ops.similarity_logsumexp(p.queries, p.keys, scale, columns=both, **common)
@@ -178,7 +192,7 @@ def _evaluate(function, operation: str, p: Problem) -> list[Tensor]:
     finite = [torch.where(torch.isinf(o), 0.0, o).to(torch.float64) for o in outputs]
     weights = [torch.linspace(0.5, 1.5, o.numel(), dtype=o.dtype).view_as(o) for o in finite]
     objective = torch.stack([(o * w).sum() for o, w in zip(finite, weights, strict=True)]).sum()
-    wanted = leaves if operation == "normalize" else [*leaves, scale]
+    wanted = leaves if operation in ("normalize", "pair") else [*leaves, scale]
     gradients = torch.autograd.grad(objective, wanted, allow_unused=True)
     return [t.detach() for t in (*outputs, *(g for g in gradients if g is not None))]
 
@@ -250,7 +264,7 @@ def served(backend: str, dtypes=(torch.float32, torch.bfloat16, torch.float16, t
     declared = ops.backends()[backend]
     if declared.unavailable or (declared.devices is not None and "cpu" not in declared.devices):
         return []
-    names = {"topk": "similarity_topk", "normalize": "l2_normalize"}
+    names = {"topk": "similarity_topk", "normalize": "l2_normalize", "pair": "l2_normalize"}
     names |= dict.fromkeys(("logsumexp", "columns"), "similarity_logsumexp")
     return [
         (operation, dtype)

@@ -259,6 +259,34 @@ Tensor l2_normalize_backward(const Tensor& grad, const Tensor& y, const Tensor& 
   return dx;
 }
 
+std::tuple<Tensor, Tensor, Tensor> l2_normalize_pair(const Tensor& a, const Tensor& b, double eps) {
+  const Tensor first = feature_contiguous(a), second = feature_contiguous(b);
+  const kernels::Matrix ma = matrix(first, "a"), mb = matrix(second, "b");
+  STD_TORCH_CHECK(ma.rows == mb.rows && ma.dim == mb.dim, "a and b must have one shape");
+  Tensor rows = empty({2 * ma.rows, ma.dim}), cosines = empty({ma.rows});
+  Tensor inverse = empty({2 * ma.rows});
+  kernels::normalize_pair(kernels::isa().f32, pool_for(2.0 * ma.rows * ma.dim), ma, mb, (float)eps,
+                          data(rows), data(cosines), data(inverse));
+  return {rows, cosines, inverse};
+}
+
+std::tuple<Tensor, Tensor> l2_normalize_pair_backward(const Tensor& grad_rows,
+                                                      const Tensor& grad_cosines,
+                                                      const Tensor& rows, const Tensor& inverse,
+                                                      double eps) {
+  const Tensor g = dense(grad_rows);
+  const kernels::Matrix m = matrix(g, "grad_rows");
+  STD_TORCH_CHECK(m.storage == kernels::Storage::f32 && m.rows % 2 == 0,
+                  "grad_rows must be float32 with an even number of rows");
+  const i64 n = m.rows / 2;
+  const Vector<float> unit(rows, m.rows * m.dim, "rows"), factor(inverse, m.rows, "inverse"),
+      pull(grad_cosines, n, "grad_cosines");
+  Tensor da = empty({n, m.dim}), db = empty({n, m.dim});
+  kernels::normalize_pair_backward(kernels::isa().f32, pool_for(2.0 * m.rows * m.dim), m, pull, unit,
+                                   factor, (float)eps, data(da), data(db));
+  return {da, db};
+}
+
 Tensor exp2_values(const Tensor& x) {
   const Vector<float> in(x, x.numel(), "x");
   Tensor y = empty({x.numel()});
@@ -283,6 +311,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastcl, CPU, m) {
   m.impl("_cpu_topk", TORCH_BOX(&topk));
   m.impl("_cpu_l2_normalize", TORCH_BOX(&l2_normalize));
   m.impl("_cpu_l2_normalize_backward", TORCH_BOX(&l2_normalize_backward));
+  m.impl("_cpu_l2_normalize_pair", TORCH_BOX(&l2_normalize_pair));
+  m.impl("_cpu_l2_normalize_pair_backward", TORCH_BOX(&l2_normalize_pair_backward));
   m.impl("_cpu_exp2", TORCH_BOX(&exp2_values));
 }
 

@@ -117,7 +117,9 @@ struct Kernels {
   float (*largest_square)(const Matrix&, i64 row0, i64 rows);
   void (*normalize)(const Matrix&, i64 row0, i64 rows, float eps, float* y, float* inverse);
   void (*normalize_backward)(const Matrix& grad, i64 row0, i64 rows, const float* y,
-                             const float* inverse, float eps, float* dx);
+                             const float* inverse, float eps, const float* partner,
+                             const float* pull, float* dx);
+  void (*row_dots)(const float* x, const float* y, i64 dim, i64 row0, i64 rows, float* out);
   double (*dot)(const Matrix&, const float* y, i64 row0, i64 rows);  // <x, y>, y contiguous
   void (*exp2)(const float* x, float* y, i64 n);
 };

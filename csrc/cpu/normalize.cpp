@@ -16,7 +16,33 @@ void normalize(const Kernels* k, const Pool& pool, const Matrix& x, float eps, f
 void normalize_backward(const Kernels* k, const Pool& pool, const Matrix& grad, const float* y,
                         const float* inverse, float eps, float* dx) {
   parallel_ranges(pool, grad.rows, grain(grad.dim), [&](i64 begin, i64 end) {
-    k->normalize_backward(grad, begin, end - begin, y, inverse, eps, dx);
+    k->normalize_backward(grad, begin, end - begin, y, inverse, eps, nullptr, nullptr, dx);
+  });
+}
+
+void normalize_pair(const Kernels* k, const Pool& pool, const Matrix& a, const Matrix& b, float eps,
+                    float* rows, float* cosines, float* inverse) {
+  float* second = rows + a.rows * a.dim;
+  parallel_ranges(pool, a.rows, grain(a.dim), [&](i64 begin, i64 end) {
+    const i64 count = end - begin;
+    k->normalize(a, begin, count, eps, rows, inverse);
+    k->normalize(b, begin, count, eps, second, inverse + a.rows);
+    k->row_dots(rows, second, a.dim, begin, count, cosines);
+  });
+}
+
+void normalize_pair_backward(const Kernels* k, const Pool& pool, const Matrix& grad,
+                             const float* grad_cosines, const float* rows, const float* inverse,
+                             float eps, float* da, float* db) {
+  const i64 n = grad.rows / 2;
+  Matrix first = grad, second = grad;
+  first.rows = second.rows = n;
+  second.data = (const float*)grad.data + n * grad.stride;
+  const float* other = rows + n * grad.dim;
+  parallel_ranges(pool, n, grain(grad.dim), [&](i64 begin, i64 end) {
+    const i64 count = end - begin;
+    k->normalize_backward(first, begin, count, rows, inverse, eps, other, grad_cosines, da);
+    k->normalize_backward(second, begin, count, other, inverse + n, eps, rows, grad_cosines, db);
   });
 }
 

@@ -99,4 +99,11 @@ void normalize(const Kernels*, const Pool&, const Matrix& x, float eps, float* y
 void normalize_backward(const Kernels*, const Pool&, const Matrix& grad, const float* y,
                         const float* inverse, float eps, float* dx);
 
+// Two aligned batches: unit rows of a, then of b, and the cosine of each pair.
+void normalize_pair(const Kernels*, const Pool&, const Matrix& a, const Matrix& b, float eps,
+                    float* rows, float* cosines, float* inverse);
+void normalize_pair_backward(const Kernels*, const Pool&, const Matrix& grad_rows,
+                             const float* grad_cosines, const float* rows, const float* inverse,
+                             float eps, float* da, float* db);
+
 }  // namespace fastcl::cpu

@@ -56,8 +56,18 @@ void pack_panel(const Matrix& x, i64 row0, i64 rows, Unit* out) {
     }
 }
 
+// Reads the rows in order, one byte a line. Packing steps through L rows at once, which defeats the
+// hardware's prefetching: from memory it ran at 6 GB/s, and at 12 after this.
+void touch_rows(const Matrix& x, i64 row0, i64 rows) {
+  for (i64 i = row0; i < row0 + rows; ++i) {
+    const volatile char* row = row_of(x, i);
+    for (i64 b = 0; b < x.dim * size_of(x.storage); b += 64) (void)row[b];
+  }
+}
+
 void pack_panels(const Matrix& x, i64 row0, i64 rows, void* panels) {
   const i64 depth = (x.dim + kPack - 1) / kPack;
+  touch_rows(x, row0, rows);
   with_storage(x.storage, [&]<Storage S>() {
     for (i64 i = 0; i < rows; i += PANEL)
       pack_panel<S>(x, row0 + i, least(PANEL, rows - i), (Unit*)panels + i * depth);

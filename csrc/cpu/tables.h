@@ -67,22 +67,35 @@ FASTCL_INLINE float dot_rows(const char* a, const float* b, i64 dim) {
   return sum_lanes((const float*)&sum);
 }
 
-// dx = (g - y <y, g>) / |x|, and g / eps where |x| < eps.
+// dx = (h - y <y, h>) / |x|, and h / eps where |x| < eps; h = g, plus pull_i partner_i if there is
+// a partner, whose cosine with y has the gradient pull.
 void normalize_backward(const Matrix& grad, i64 row0, i64 rows, const float* y,
-                        const float* inverse, float eps, float* dx) {
+                        const float* inverse, float eps, const float* partner, const float* pull,
+                        float* dx) {
   with_storage(grad.storage, [&]<Storage S>() {
+    const i64 dim = grad.dim;
     for (i64 i = row0; i < row0 + rows; ++i) {
       const char* g = row_of(grad, i);
-      const float* unit = y + i * grad.dim;
-      const bool clamped = inverse[i] >= 1.0f / eps;
-      const float radial = clamped ? 0.0f : dot_rows<S>(g, unit, grad.dim);
-      for (i64 d = 0; d < grad.dim; d += L) {
-        const V tangent = load_features<S>(g, d, grad.dim) -
-                          load_features<Storage::f32>((const char*)unit, d, grad.dim) * radial;
-        store_features(dx + i * grad.dim, d, grad.dim, tangent * inverse[i]);
+      const char *unit = (const char*)(y + i * dim), *other = (const char*)(partner + i * dim);
+      const float p = partner ? pull[i] : 0.0f;
+      const auto h = [&](i64 d) FASTCL_INLINE_LAMBDA {
+        const V own = load_features<S>(g, d, dim);
+        return partner ? own + load_features<Storage::f32>(other, d, dim) * p : own;
+      };
+      V sum = V{};
+      for (i64 d = 0; d < dim; d += L) sum += h(d) * load_features<Storage::f32>(unit, d, dim);
+      const float radial = inverse[i] >= 1.0f / eps ? 0.0f : sum_lanes((const float*)&sum);
+      for (i64 d = 0; d < dim; d += L) {
+        const V tangent = h(d) - load_features<Storage::f32>(unit, d, dim) * radial;
+        store_features(dx + i * dim, d, dim, tangent * inverse[i]);
       }
     }
   });
+}
+
+void row_dots(const float* x, const float* y, i64 dim, i64 row0, i64 rows, float* out) {
+  for (i64 i = row0; i < row0 + rows; ++i)
+    out[i] = dot_rows<Storage::f32>((const char*)(x + i * dim), y + i * dim, dim);
 }
 
 double dot(const Matrix& x, const float* y, i64 row0, i64 rows) {
@@ -119,6 +132,7 @@ const Kernels table = {
     .largest_square = largest_square,
     .normalize = normalize,
     .normalize_backward = normalize_backward,
+    .row_dots = row_dots,
     .dot = dot,
     .exp2 = exp2_array,
 };

@@ -12,6 +12,7 @@
 #include "blocks.h"
 
 #define FASTCL_INLINE inline __attribute__((always_inline))
+#define FASTCL_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace fastcl::cpu::FASTCL_ISA {
 namespace {

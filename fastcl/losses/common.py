@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..ops import LogSumExp, Pairs, l2_normalize
+from ..ops import LogSumExp, Pairs, l2_normalize, l2_normalize_pair
 from ..ops.checks import check_features, check_same_width, describe, precision_of
 from ..ops.registry import accumulator
 
@@ -22,24 +22,56 @@ def unit_rows(x: Tensor, name: str, normalize: bool = True) -> Tensor:
     """Rows as the losses use them: fp32 (fp64 for fp64), of unit length if ``normalize``.
 
     Raises:
-        ValueError: NaN or infinity in ``x``. Looked for where looking is free: eager mode on a
-            CPU. Elsewhere they pass through to the loss, as in any PyTorch function.
+        ValueError: NaN or infinity in ``x``; see :func:`_check_finite`.
     """
     check_features(x, name)
-    can_look = x.device.type == "cpu" and not torch.compiler.is_compiling()
     if normalize:
-        rows, inverse = l2_normalize(x)
-        bad = can_look and not bool((inverse > 0).all())  # the factor of a NaN or infinite row
+        rows, factors = l2_normalize(x)
+        _check_finite(factors, (x, name))
+        return rows
+    _check_finite(None, (x, name))
+    return x.to(accumulator(x.dtype))
+
+
+def unit_pair(
+    a: Tensor, b: Tensor, names: tuple[str, str], normalize: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Rows of two aligned batches [2N, D] as :func:`unit_rows` gives them, and cosines [N].
+
+    Raises:
+        TypeError, ValueError: not float matrices of one shape on one device, or not finite.
+    """
+    check_same_shape(a, b, *names)
+    if normalize:
+        rows, cosines, factors = l2_normalize_pair(a, b)
+        _check_finite(factors, (a, names[0]), (b, names[1]))
+        return rows, cosines
+    _check_finite(None, (a, names[0]), (b, names[1]))
+    acc = accumulator(torch.promote_types(a.dtype, b.dtype))
+    a, b = a.to(acc), b.to(acc)
+    return torch.cat([a, b]), (a * b).sum(1)
+
+
+def _check_finite(factors: Tensor | None, *inputs: tuple[Tensor, str]) -> None:
+    """Refuse NaN and infinite features where looking is cheap: eager mode on a CPU.
+
+    Elsewhere they pass through to the loss, as in any PyTorch function. The factor of a row that
+    holds one is NaN or 0; without factors a sum shows it, which is one pass and no copy (and may
+    overflow, so the count decides).
+    """
+    if inputs[0][0].device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if factors is not None:
+        suspicious = not bool((factors > 0).all())
     else:
-        rows = x.to(accumulator(x.dtype))
-        # a sum is one pass and no copy; it may overflow, so the count below decides
-        bad = can_look and not math.isfinite(x.detach().sum())
-    if bad and (count := int((~torch.isfinite(x).all(1)).sum())):
-        raise ValueError(
-            f"{name} holds NaN or infinity in {count} of its {x.shape[0]} rows; expected finite "
-            "features"
-        )
-    return rows
+        suspicious = any(not math.isfinite(x.detach().sum()) for x, _ in inputs)
+    for x, name in inputs if suspicious else ():
+        bad = int((~torch.isfinite(x).all(1)).sum())
+        if bad:
+            raise ValueError(
+                f"{name} holds NaN or infinity in {bad} of its {x.shape[0]} rows; expected finite "
+                "features"
+            )
 
 
 def check_same_shape(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
@@ -317,18 +349,14 @@ class Views:
 
     @classmethod
     def of(cls, z1: Tensor, z2: Tensor, ids: Tensor | None, normalize: bool) -> Views:
-        check_same_shape(z1, z2, "z1", "z2")
+        rows, cosines = unit_pair(z1, z2, ("z1", "z2"), normalize)
         batch = z1.shape[0]
-        y1, y2 = unit_rows(z1, "z1", normalize), unit_rows(z2, "z2", normalize)
-        cosines = (y1 * y2).sum(1)
         skip = (0, batch, -batch)
         pairs = Pairs(skip=skip)
         if ids is not None:
             ids = check_vector(ids, "ids", batch, z1)
             pairs = Pairs("different", torch.cat([ids, ids]), skip=skip)
-        return cls(
-            torch.cat([y1, y2]), torch.cat([cosines, cosines]), pairs, precision_of(z1, z2, None)
-        )
+        return cls(rows, cosines.repeat(2), pairs, precision_of(z1, z2, None))
 
     def repeat(self, weight: Tensor | None) -> Tensor | None:
         """Per-sample weights [B] for both views."""

@@ -10,13 +10,12 @@ from ..ops import Pairs, similarity_sum
 from ..ops.checks import as_scalar, precision_of
 from .common import (
     TemperatureLoss,
-    check_same_shape,
     check_vector,
     checked_scale,
     finish,
     negative_sums,
     scale_of,
-    unit_rows,
+    unit_pair,
 )
 
 
@@ -55,11 +54,11 @@ def siglip(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
-    check_same_shape(image_features, text_features, "image_features", "text_features")
+    names = ("image_features", "text_features")
     scale = scale_of(temperature) if logit_scale is None else checked_scale(logit_scale)
-    images = unit_rows(image_features, "image_features", normalize)
-    texts = unit_rows(text_features, "text_features", normalize)
-    n = images.shape[0]
+    rows, cosines = unit_pair(image_features, text_features, names, normalize)
+    n = image_features.shape[0]
+    images, texts = rows.split(n)
     pairs = Pairs(skip=(0,))
     if ids is not None:
         pairs = Pairs("different", check_vector(ids, "ids", n, images), skip=(0,))
@@ -69,7 +68,6 @@ def siglip(
         images, texts, scale, phi="softplus", row_bias=bias.expand(n), pairs=pairs,
         precision=precision,
     )  # fmt: skip
-    cosines = (images * texts).sum(1)
     losses = negatives - F.logsigmoid(cosines * scale + bias)
     metrics = None
     if return_metrics:

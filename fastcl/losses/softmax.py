@@ -17,7 +17,6 @@ from .common import (
     TemperatureLoss,
     Views,
     check_fraction,
-    check_same_shape,
     check_vector,
     checked_scale,
     finish,
@@ -26,6 +25,7 @@ from .common import (
     smooth,
     softmax_loss,
     softmax_metrics,
+    unit_pair,
     unit_rows,
 )
 
@@ -164,12 +164,10 @@ def info_nce(
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
     check_fraction(label_smoothing, "label_smoothing")
-    check_same_shape(query, positive_key, "query", "positive_key")
     scale = scale_of(temperature)
-    rows = unit_rows(query, "query", normalize)
-    positives = unit_rows(positive_key, "positive_key", normalize)
-    cosines = (rows * positives).sum(1)
-    n = rows.shape[0]
+    both, cosines = unit_pair(query, positive_key, ("query", "positive_key"), normalize)
+    n = query.shape[0]
+    rows, positives = both.split(n)
     extra: tuple[Tensor, Tensor] | None = None  # sums over negatives and their number
     if isinstance(negative_keys, Tensor) and negative_keys.dim() == 3:
         check_features(negative_keys, "negative_keys", "[N, M, D]")
@@ -231,15 +229,14 @@ def _both_directions(
 ):
     """Mean of the row and column softmax losses of two aligned batches, from one sweep."""
     check_fraction(label_smoothing, "label_smoothing")
-    check_same_shape(a, b, *names)
-    rows, columns = (unit_rows(x, name, normalize) for x, name in zip((a, b), names, strict=True))
-    n = rows.shape[0]
+    both_rows, cosines = unit_pair(a, b, names, normalize)
+    n = a.shape[0]
+    rows, columns = both_rows.split(n)
     pairs = _shared_rule(ids, None, True, n, n, rows)
     both = similarity_logsumexp(
         rows, columns, scale, pairs=pairs, columns=True, maxima=return_metrics,
         precision=precision_of(a, b, None),
     )  # fmt: skip
-    cosines = (rows * columns).sum(1)
     positive = (cosines - margin) * scale
     losses = 0.5 * (softmax_loss(positive, both.rows) + softmax_loss(positive, both.columns))
     metrics = None

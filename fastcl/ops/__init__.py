@@ -3,7 +3,7 @@
 import torch
 
 from . import chunked, cpu, reference
-from .normalize import l2_normalize
+from .normalize import l2_normalize, l2_normalize_pair
 from .pairs import ALL, Pairs
 from .registry import Backend, backends, register, set_workspace, use_backend
 from .similarity import LogSumExp, TopK, similarity_logsumexp, similarity_sum, similarity_topk
@@ -19,6 +19,7 @@ __all__ = [
     "TopK",
     "backends",
     "l2_normalize",
+    "l2_normalize_pair",
     "set_workspace",
     "similarity_logsumexp",
     "similarity_sum",

@@ -40,6 +40,9 @@ for _schema in (
     f"_cpu_topk({_PAIR}, {_RULE}, int k, Tensor? below, bool bf16) -> (Tensor, Tensor)",
     "_cpu_l2_normalize(Tensor x, float eps) -> (Tensor, Tensor)",
     "_cpu_l2_normalize_backward(Tensor grad, Tensor y, Tensor inverse, float eps) -> Tensor",
+    "_cpu_l2_normalize_pair(Tensor a, Tensor b, float eps) -> (Tensor, Tensor, Tensor)",
+    "_cpu_l2_normalize_pair_backward(Tensor grad_rows, Tensor grad_cosines, Tensor rows,"
+    " Tensor inverse, float eps) -> (Tensor, Tensor)",
     "_cpu_exp2(Tensor x) -> Tensor",
     "_cpu_info() -> str",
     "_cpu_set_isa(str name) -> ()",
@@ -124,6 +127,19 @@ def l2_normalize_backward(
     grad: Tensor, x: Tensor, y: Tensor, inverse: Tensor, eps: float, precision: torch.dtype
 ) -> Tensor:
     return _OPS._cpu_l2_normalize_backward(_stored(grad), y, inverse, eps).to(x.dtype)
+
+
+def l2_normalize_pair(a: Tensor, b: Tensor, eps: float, precision: torch.dtype):
+    return _OPS._cpu_l2_normalize_pair(_stored(a), _stored(b), eps)
+
+
+def l2_normalize_pair_backward(
+    grad_rows, grad_cosines, a, b, rows, factors, eps: float, precision: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    gradients = _OPS._cpu_l2_normalize_pair_backward(
+        _stored(grad_rows), _stored(grad_cosines), rows, factors, eps
+    )
+    return gradients[0].to(a.dtype), gradients[1].to(b.dtype)
 
 
 def _stored(x: Tensor | None) -> Tensor | None:

@@ -173,21 +173,51 @@ def similarity_topk(
 
 
 def l2_normalize(x: Tensor, eps: float, precision: torch.dtype):
-    rows = x.to(_wide(x))
-    inverse = torch.linalg.vector_norm(rows, dim=1).clamp_min(eps).reciprocal()
+    y, factor, _ = _unit(x, eps)
     acc = accumulator(precision)
-    return (rows * inverse[:, None]).to(acc).contiguous(), inverse.to(acc)
+    return y.to(acc).contiguous(), factor[:, 0].to(acc)
+
+
+def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit rows [N, D], their factors [N, 1], and whether each row was longer than eps [N, 1]."""
+    rows = x.to(_wide(x))
+    squares = rows.square().sum(1, keepdim=True)
+    long = squares > eps * eps  # shorter rows are divided by the constant eps
+    factor = torch.where(long, torch.where(long, squares, 1.0).rsqrt(), 1.0 / eps)
+    return rows * factor, factor, long
 
 
 def normalize_gradient(grad: Tensor, x: Tensor, eps: float) -> Tensor:
     """Gradient with respect to ``x``, differentiable again."""
-    g, rows = grad.to(_wide(x)), x.to(_wide(x))
-    squares = rows.square().sum(1, keepdim=True)
-    long = squares > eps * eps  # shorter rows were divided by the constant eps
-    inverse = torch.where(long, torch.where(long, squares, 1.0).rsqrt(), 1.0 / eps)
-    y = rows * inverse
-    return (g - y * torch.where(long, (g * y).sum(1, keepdim=True), 0.0)) * inverse
+    g = grad.to(_wide(x))
+    y, factor, long = _unit(x, eps)
+    return (g - y * torch.where(long, (g * y).sum(1, keepdim=True), 0.0)) * factor
 
 
 def l2_normalize_backward(grad, x, y, inverse, eps: float, precision) -> Tensor:
     return normalize_gradient(grad, x, eps).to(x.dtype).contiguous()
+
+
+def l2_normalize_pair(a: Tensor, b: Tensor, eps: float, precision: torch.dtype):
+    (unit_a, factor_a, _), (unit_b, factor_b, _) = _unit(a, eps), _unit(b, eps)
+    outputs = (
+        torch.cat([unit_a, unit_b]),
+        (unit_a * unit_b).sum(1),
+        torch.cat([factor_a, factor_b])[:, 0],
+    )
+    return tuple(t.to(accumulator(precision)) for t in outputs)
+
+
+def normalize_pair_gradients(grad_rows, grad_cosines, a, b, eps: float):
+    """Gradients with respect to ``a`` and ``b``, differentiable again."""
+    from_a, from_b = grad_rows.to(_wide(a)).chunk(2)
+    pull = grad_cosines.to(_wide(a))[:, None]
+    return (
+        normalize_gradient(from_a + pull * _unit(b, eps)[0], a, eps),
+        normalize_gradient(from_b + pull * _unit(a, eps)[0], b, eps),
+    )
+
+
+def l2_normalize_pair_backward(grad_rows, grad_cosines, a, b, rows, factors, eps, precision):
+    gradients = normalize_pair_gradients(grad_rows, grad_cosines, a, b, eps)
+    return tuple(g.to(x.dtype).contiguous() for g, x in zip(gradients, (a, b), strict=True))

@@ -8,6 +8,7 @@ a compiled graph stays whole and :func:`use_backend` still switches at run time.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,13 @@ _workspace_bytes = _DEFAULT_WORKSPACE
 def register(backend: Backend) -> None:
     """Append ``backend``; earlier ones are preferred."""
     _REGISTRY.backends[backend.name] = backend
+    _first_that_serves.cache_clear()
+
+
+def unregister(name: str) -> None:
+    """Forget the backend called ``name``."""
+    del _REGISTRY.backends[name]
+    _first_that_serves.cache_clear()
 
 
 def backends() -> dict[str, Backend]:
@@ -101,8 +109,13 @@ def pick(call: Call) -> Backend:
     Raises:
         RuntimeError: the forced backend, or every one, refuses; each reason is given.
     """
-    if _REGISTRY.forced is not None:
-        candidates = [_REGISTRY.backends[_REGISTRY.forced]]
+    return _first_that_serves(call, _REGISTRY.forced)
+
+
+@functools.cache
+def _first_that_serves(call: Call, forced: str | None) -> Backend:
+    if forced is not None:
+        candidates = [_REGISTRY.backends[forced]]
     else:
         candidates = list(_REGISTRY.backends.values())
     reasons = []

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import reference
 from .checks import as_scalar, as_vector, check_operands, precision_of
-from .library import backend, cast_gradients, define, differentiate
+from .library import cast_gradients, define, differentiate, dispatch
 from .pairs import ALL, Pairs
 from .registry import accumulator, workspace_bytes
 
@@ -120,11 +120,10 @@ def _logsumexp(
     queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, columns, maxima, save,
     precision,
 ):  # fmt: skip
-    with backend("similarity_logsumexp", queries, precision) as implementation:
-        return implementation.similarity_logsumexp(
-            queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, columns, maxima,
-            save, precision,
-        )  # fmt: skip
+    return dispatch(
+        "similarity_logsumexp", "similarity_logsumexp", queries, precision,
+        queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, columns, maxima, save,
+    )  # fmt: skip
 
 
 def _logsumexp_fake(
@@ -155,11 +154,11 @@ def _logsumexp_backward(
         weighted = saved * grad_rows.to(acc)[:, None]
         grad_scale = (queries.to(acc) * weighted).sum() if needs[2] else none
         return weighted.mul_(scale) if needs[0] else none, none.clone(), grad_scale, none.clone()
-    with backend("similarity_logsumexp", queries, precision) as implementation:
-        return implementation.similarity_logsumexp_backward(
-            grad_rows, grad_columns, queries, keys, scale, key_bias, query_ids, key_ids, relation,
-            skip, rows, columns, saved, offset, save, needs, precision,
-        )  # fmt: skip
+    return dispatch(
+        "similarity_logsumexp", "similarity_logsumexp_backward", queries, precision,
+        grad_rows, grad_columns, queries, keys, scale, key_bias, query_ids, key_ids, relation, skip,
+        rows, columns, saved, offset, save, needs,
+    )  # fmt: skip
 
 
 def _logsumexp_backward_fake(
@@ -261,11 +260,10 @@ def similarity_sum(
 def _sum(
     queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip, phi, precision
 ):
-    with backend("similarity_sum", queries, precision) as implementation:
-        return implementation.similarity_sum(
-            queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip, phi,
-            precision,
-        )  # fmt: skip
+    return dispatch(
+        "similarity_sum", "similarity_sum", queries, precision,
+        queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip, phi,
+    )  # fmt: skip
 
 
 def _sum_fake(
@@ -278,11 +276,11 @@ def _sum_backward(
     grad_rows, queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip, phi,
     needs, precision,
 ):  # fmt: skip
-    with backend("similarity_sum", queries, precision) as implementation:
-        return implementation.similarity_sum_backward(
-            grad_rows, queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip,
-            phi, needs, precision,
-        )  # fmt: skip
+    return dispatch(
+        "similarity_sum", "similarity_sum_backward", queries, precision,
+        grad_rows, queries, keys, scale, key_bias, row_bias, query_ids, key_ids, relation, skip,
+        phi, needs,
+    )  # fmt: skip
 
 
 def _sum_backward_fake(
@@ -393,10 +391,10 @@ def similarity_topk(
 
 
 def _topk(queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, k, below, precision):
-    with backend("similarity_topk", queries, precision) as implementation:
-        return implementation.similarity_topk(
-            queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, k, below, precision
-        )
+    return dispatch(
+        "similarity_topk", "similarity_topk", queries, precision,
+        queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, k, below,
+    )  # fmt: skip
 
 
 def _topk_fake(

@@ -5,7 +5,13 @@ import torch
 
 import fastcl
 from fastcl import Pairs
-from fastcl.ops import l2_normalize, similarity_logsumexp, similarity_sum, similarity_topk
+from fastcl.ops import (
+    l2_normalize,
+    l2_normalize_pair,
+    similarity_logsumexp,
+    similarity_sum,
+    similarity_topk,
+)
 
 F64 = torch.float64
 QUERY_IDS = torch.tensor([0, 1, 2, 0, 1, 2, 3])
@@ -87,6 +93,7 @@ def test_sum(backend, phi, rule):
 
 def test_normalize(backend):
     check_both_orders(lambda x: l2_normalize(x)[0], (leaf(4, 3),))
+    check_both_orders(lambda a, b: l2_normalize_pair(a, b)[:2], (leaf(4, 3), leaf(4, 3)))
     short = torch.full((1, 3), 1e-14, dtype=F64, requires_grad=True)
     l2_normalize(short)[0].sum().backward()
     assert torch.equal(short.grad, torch.full((1, 3), 1e12, dtype=F64))
@@ -130,6 +137,7 @@ def test_opcheck_others():
         (q.detach(), k.detach(), scale.detach(), None, None, None, "any", [0], 3, None, F64),
     )
     torch.library.opcheck(torch.ops.fastcl.l2_normalize.default, (q, 1e-12, F64))
+    torch.library.opcheck(torch.ops.fastcl.l2_normalize_pair.default, (q, leaf(6, 3), 1e-12, F64))
 
 
 def test_opcheck_backwards():
@@ -151,6 +159,11 @@ def test_opcheck_backwards():
     y, inverse = l2_normalize(q.detach())
     torch.library.opcheck(
         torch.ops.fastcl.l2_normalize_backward.default, (leaf(6, 3), q, y, inverse, 1e-12, F64)
+    )
+    rows, _, factors = l2_normalize_pair(q.detach(), q.detach().flip(0))
+    torch.library.opcheck(
+        torch.ops.fastcl.l2_normalize_pair_backward.default,
+        (leaf(12, 3), leaf(6), q, leaf(6, 3), rows, factors, 1e-12, F64),
     )
 
 
