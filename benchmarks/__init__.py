@@ -1,0 +1,1 @@
+"""fastcl beside plain PyTorch and other libraries, on this machine: ``python -m benchmarks``."""

@@ -1,0 +1,165 @@
+"""What is measured: problems as data, their inputs, and the truth in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TEMPERATURE = 0.1
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# Largest relative error of the loss and of the gradient (Frobenius norm) that may be timed.
+TOLERANCES = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 5e-2)}
+
+# Arithmetic that no exact method avoids: NT-Xent uses symmetry and forms scores twice, CLIP keeps
+# its exponentials, the queue's one pass gives sums and gradient together.
+_FLOP = {"ntxent": 4, "clip": 6, "queue": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: forward and backward with normalisation at temperature 0.1.
+
+    Attributes:
+        task: ``"ntxent"`` (two views), ``"clip"`` (both directions) or ``"queue"`` (MoCo: query,
+            key, and unit rows that need no gradient).
+        rows: NT-Xent rows (both views), CLIP pairs, or queries.
+        width: features per row.
+        dtype: a key of :data:`DTYPES`, of inputs and gradients.
+        keys: rows that each row is compared with.
+        quick: belongs to the default selection.
+        hidden: runs only where ``--case`` names it.
+    """
+
+    task: str
+    rows: int
+    width: int
+    dtype: str
+    keys: int
+    quick: bool = False
+    hidden: bool = False
+
+    @property
+    def name(self) -> str:
+        between = f"x{self.keys}" if self.task == "queue" else ""
+        return f"{self.task}-{self.rows}{between}x{self.width}-{self.dtype}"
+
+    @property
+    def flop(self) -> int:
+        """Floating-point operations of the minimal method."""
+        return _FLOP[self.task] * self.rows * self.keys * self.width
+
+    @property
+    def scores(self) -> int:
+        """Numbers in the matrix that plain PyTorch stores."""
+        return self.rows * self.keys
+
+    def inputs(self) -> list[Tensor]:
+        """Two leaves [rows or rows / 2, width] and, for a queue, its unit rows [keys, width].
+
+        Partners have a cosine near 0.7, as early in training; the numbers are reproducible.
+        """
+        generator = torch.Generator().manual_seed(self.rows + self.width)
+        n = self.rows // 2 if self.task == "ntxent" else self.rows
+        first = torch.randn(n, self.width, generator=generator)
+        second = first + torch.randn(n, self.width, generator=generator)
+        dtype = DTYPES[self.dtype]
+        tensors = [x.to(dtype).requires_grad_() for x in (first, second)]
+        if self.task == "queue":
+            queue = torch.randn(self.keys, self.width, generator=generator)
+            tensors.append(F.normalize(queue, dim=1).to(dtype))
+        return tensors
+
+    def tiny(self) -> Case:
+        """The same task on a few rows, for loading code before anything is counted."""
+        return Case(self.task, 16, self.width, self.dtype, 16)
+
+
+def _ntxent(rows: int, width: int, dtype: str, **flags: bool) -> Case:
+    return Case("ntxent", rows, width, dtype, rows, **flags)
+
+
+def _clip(rows: int, dtype: str, **flags: bool) -> Case:
+    return Case("clip", rows, 512, dtype, rows, **flags)
+
+
+CASES = (
+    *(
+        _ntxent(n, d, dtype, quick=d == 128 and dtype == "fp32" and n <= 8192)
+        for dtype in DTYPES
+        for d in (128, 512)
+        for n in (512, 2048, 8192, 16384, 32768)
+    ),
+    *(_clip(n, dtype, quick=n == 512) for dtype in DTYPES for n in (512, 4096, 16384)),
+    *(Case("queue", 256, 128, dtype, 65536, quick=dtype == "fp32") for dtype in DTYPES),
+    *(_ntxent(64, 32, dtype, hidden=True) for dtype in DTYPES),
+    Case("clip", 64, 32, "fp32", 64, hidden=True),
+    Case("queue", 16, 32, "fp32", 256, hidden=True),
+)
+
+
+def select(substring: str | None, full: bool) -> list[Case]:
+    """Cases whose name holds ``substring``, or the full or quick selection."""
+    if substring is not None:
+        return [case for case in CASES if substring in case.name]
+    return [case for case in CASES if not case.hidden and (full or case.quick)]
+
+
+@dataclass
+class Truth:
+    """Loss [] and gradients of a case's leaves in float64."""
+
+    loss: Tensor
+    gradients: list[Tensor]
+
+    def errors(self, loss: Tensor, gradients: list[Tensor]) -> tuple[float, float]:
+        """Relative error of a loss, and of its gradients in the Frobenius norm."""
+        loss_error = (loss.detach().double() - self.loss).abs() / self.loss.abs()
+        wrong = sum(
+            float((g.double() - t).square().sum())
+            for g, t in zip(gradients, self.gradients, strict=True)
+        )
+        size = sum(float(t.square().sum()) for t in self.gradients)
+        return float(loss_error), (wrong / size) ** 0.5
+
+
+def truth(case: Case, block: int = 256) -> Truth:
+    """The definition in float64, ``block`` rows of scores at a time, differentiated by autograd.
+
+    It shares no code with fastcl, and its memory is linear in the batch.
+    """
+    tensors = [x.detach().double().requires_grad_(x.requires_grad) for x in case.inputs()]
+    leaves, queue = tensors[:2], tensors[2:]
+    units = [F.normalize(x, dim=1) for x in leaves]
+    # blocks accumulate into the unit rows' gradients; normalisation follows once
+    held = [u.detach().requires_grad_() for u in units]
+    total = torch.zeros((), dtype=torch.float64)
+    for begin in range(0, case.rows, block):
+        rows = torch.arange(begin, min(begin + block, case.rows))
+        part = _blocks_of(case, held, queue, rows)
+        part.backward()
+        total += part.detach()
+    torch.autograd.backward(units, [h.grad for h in held])
+    return Truth(total, [x.grad for x in leaves])
+
+
+def _blocks_of(case: Case, units: list[Tensor], queue: list[Tensor], rows: Tensor) -> Tensor:
+    """The share of ``rows`` in the mean loss."""
+    a, b = units
+    if case.task == "ntxent":
+        z = torch.cat(units)
+        scores = (z[rows] @ z.T / TEMPERATURE).index_put(
+            (torch.arange(len(rows)), rows), torch.tensor(float("-inf"), dtype=z.dtype)
+        )
+        partner = (rows + case.rows // 2) % case.rows
+        return F.cross_entropy(scores, partner, reduction="sum") / case.rows
+    if case.task == "clip":
+        both = [x[rows] @ y.T / TEMPERATURE for x, y in ((a, b), (b, a))]
+        return sum(F.cross_entropy(s, rows, reduction="sum") for s in both) / (2 * case.rows)
+    positive = (a[rows] * b[rows]).sum(1, keepdim=True)
+    scores = torch.cat([positive, a[rows] @ queue[0].T], 1) / TEMPERATURE
+    target = torch.zeros(len(rows), dtype=torch.int64)
+    return F.cross_entropy(scores, target, reduction="sum") / case.rows

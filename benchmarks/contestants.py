@@ -1,0 +1,203 @@
+"""Who is measured. Other libraries' code is imported, never typed again.
+
+Each builder takes a case and returns ``step(*inputs) -> loss``, normalisation included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastcl
+from fastcl.functional import clip, info_nce, nt_xent
+from fastcl.ops import l2_normalize
+
+from . import peers
+from .cases import TEMPERATURE, Case
+from .peers import Step
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Somebody's loss.
+
+    Attributes:
+        name: as in tables.
+        builders: task -> function of a case that returns the step.
+        copies: score matrices alive at the peak, for refusing what cannot fit (0: none).
+        limit: largest number of scores it is asked for, with ``why``.
+        scope: entered around every forward and backward.
+    """
+
+    name: str
+    builders: dict[str, Callable[[Case], Step]]
+    copies: float = 0.0
+    limit: int | None = None
+    why: str = ""
+    scope: Callable[[], AbstractContextManager] = nullcontext
+
+    def refusal(self, case: Case, memory: int) -> str:
+        """Why it does not run ``case`` in ``memory`` bytes; empty if it does."""
+        if case.task not in self.builders:
+            return "has no such loss"
+        if self.limit is not None and case.scores > self.limit:
+            return self.why
+        needed = int(self.copies * case.scores * 4)
+        if needed > memory:
+            return f"would take about {needed / 2**30:.0f} GiB"
+        return ""
+
+
+# ------------------------------------------------------------------------------------- fastcl
+
+
+def _fastcl_ntxent(case: Case) -> Step:
+    return lambda z1, z2: nt_xent(z1, z2, TEMPERATURE)
+
+
+def _fastcl_clip(case: Case) -> Step:
+    return lambda a, b: clip(a, b, TEMPERATURE)
+
+
+def _fastcl_queue(case: Case) -> Step:
+    def step(q, k, queue):
+        q, k = (l2_normalize(x)[0].to(queue.dtype) for x in (q, k))
+        return info_nce(q, k, queue, TEMPERATURE, normalize=False)
+
+    return step
+
+
+_FASTCL = {"ntxent": _fastcl_ntxent, "clip": _fastcl_clip, "queue": _fastcl_queue}
+
+
+def fastcl_backends(names: tuple[str, ...] | None = None) -> list[Contestant]:
+    """fastcl with each usable backend but the oracle, the preferred one first."""
+    usable = [n for n, b in fastcl.backends().items() if not b.unavailable and n != "reference"]
+    return [
+        Contestant(f"fastcl {name}", _FASTCL, scope=partial(fastcl.use_backend, name))
+        for name in (usable if names is None else names)
+    ]
+
+
+# -------------------------------------------------------------------- PyTorch as users write it
+
+
+def eager_ntxent(z1: Tensor, z2: Tensor) -> Tensor:
+    n = z1.shape[0]
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    scores = z @ z.T / TEMPERATURE
+    scores = scores.masked_fill(torch.eye(2 * n, dtype=torch.bool), float("-inf"))
+    return F.cross_entropy(scores, torch.arange(2 * n).roll(n))
+
+
+def eager_clip(a: Tensor, b: Tensor) -> Tensor:
+    scores = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / TEMPERATURE
+    target = torch.arange(a.shape[0])
+    return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+
+
+def eager_queue(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
+    q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
+    scores = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / TEMPERATURE
+    return F.cross_entropy(scores, torch.zeros(q.shape[0], dtype=torch.int64))
+
+
+_EAGER = {"ntxent": eager_ntxent, "clip": eager_clip, "queue": eager_queue}
+
+
+def _eager(case: Case) -> Step:
+    return _EAGER[case.task]
+
+
+def _compiled(case: Case) -> Step:
+    return torch.compile(_EAGER[case.task], dynamic=False)
+
+
+# ------------------------------------------------------------- memory-bounded parts of PyTorch
+
+
+def _linear_clip(case: Case) -> Step:
+    options = nn.LinearCrossEntropyOptions()
+
+    def step(a, b):
+        a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+        target = torch.arange(a.shape[0])
+        there = F.linear_cross_entropy(a / TEMPERATURE, b, target, options=options)
+        back = F.linear_cross_entropy(b / TEMPERATURE, a, target, options=options)
+        return (there + back) / 2
+
+    return step
+
+
+def _linear_queue(case: Case) -> Step:
+    # its default takes one row at a time here, forty times slower
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=64, chunking_method=None)
+
+    def step(q, k, queue):
+        # Each row has a positive of its own, which is no class of the shared queue: class 0 stands
+        # in, and adding its score back leaves the log-sum-exp.
+        q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
+        target = torch.zeros(q.shape[0], dtype=torch.int64)
+        negatives = (
+            F.linear_cross_entropy(
+                q / TEMPERATURE, queue, target, reduction="none", options=options
+            )
+            + (q @ queue[0]) / TEMPERATURE
+        )
+        return F.softplus(negatives - (q * k).sum(1) / TEMPERATURE).mean()
+
+    return step
+
+
+class _FlashLogSumExp(torch.autograd.Function):
+    """Flash attention's log-sum-exp [B]; its output with the queue as value is the gradient."""
+
+    @staticmethod
+    def forward(ctx, q, queue, scale):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        mean, logsumexp = flash(q[None, None], *([queue[None, None]] * 2), scale=scale)
+        ctx.save_for_backward(mean[0, 0])
+        ctx.scale = scale
+        return logsumexp.reshape(-1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (ctx.scale * grad[:, None] * ctx.saved_tensors[0]), None, None
+
+
+def _flash_queue(case: Case) -> Step:
+    def step(q, k, queue):
+        q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
+        negatives = _FlashLogSumExp.apply(q, queue, 1 / TEMPERATURE)
+        return F.softplus(negatives - (q * k).sum(1) / TEMPERATURE).mean()
+
+    return step
+
+
+# score matrices at the peak: measured, see the memory column
+PEERS = (
+    Contestant("eager", dict.fromkeys(_EAGER, _eager), copies=3.2),
+    Contestant("torch.compile", dict.fromkeys(_EAGER, _compiled), copies=2.0),
+    Contestant("torch linear_cross_entropy", {"clip": _linear_clip, "queue": _linear_queue}),
+    Contestant("torch flash attention", {"queue": _flash_queue}),
+    Contestant("pytorch-metric-learning SupConLoss", {"ntxent": peers.pml_supcon}, copies=11.0),
+    Contestant(
+        "pytorch-metric-learning NTXentLoss", {"ntxent": peers.pml_ntxent}, limit=256**2,
+        why="stores positives x negatives, cubic in the batch: 256 rows at most",
+    ),
+    Contestant(
+        "info-nce-pytorch", {"clip": peers.info_nce_clip, "queue": peers.info_nce_queue}, copies=4.0
+    ),
+    Contestant("lightly NTXentLoss", {"ntxent": peers.lightly}, copies=5.0),
+    Contestant("open_clip ClipLoss", {"clip": peers.open_clip}, copies=4.0),
+    Contestant(
+        "sentence-transformers symmetric", {"clip": peers.sentence_transformers}, copies=5.5
+    ),
+    Contestant("Inf-CL", {"clip": peers.inf_cl}),
+)  # fmt: skip

@@ -1,0 +1,128 @@
+"""The benchmark runs, measures what it says, and times nothing that is wrong."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fastcl
+
+
+@pytest.fixture
+def modules(root, monkeypatch):
+    """The benchmark's modules, which live in the checkout only."""
+    monkeypatch.syspath_prepend(str(root))
+    from benchmarks import cases, contestants, measure
+
+    return cases, contestants, measure
+
+
+def _case(cases, name):
+    return next(case for case in cases.CASES if case.name == name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the clock and memory fields are Linux's")
+def test_entry_point(root, tmp_path):
+    arguments = ["--case", "ntxent-64x32-fp32", "--rounds", "2", "--threads", "1"]
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments, "--against", "eager", "--out", tmp_path],
+        cwd=root, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    (case,) = results["cases"]
+    usable = [n for n, b in fastcl.backends().items() if not b.unavailable and n != "reference"]
+    assert list(case["contestants"]) == [*(f"fastcl {n}" for n in usable), "eager"]
+    for name, record in case["contestants"].items():
+        assert name in result.stdout
+        for timed in (record, record["tuned"]):
+            assert timed["loss_error"] < 1e-5
+            assert timed["gradient_error"] < 1e-4
+            assert 0 < timed["p10_ms"] <= timed["median_ms"] <= timed["p90_ms"]
+            assert timed["rounds"] == 2
+        assert 0 <= record["memory_mb"] < 50
+    assert case["ceiling"]["best"] > 0
+    assert case["tuned_ceiling"]["best"] > 0
+    assert str(root) not in json.dumps(results)
+
+
+def test_unknown_case_names_the_known_ones(root):
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--case", "nothing-like-it"],
+        cwd=root, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "ntxent-8192x128-fp32" in result.stdout
+
+
+@pytest.mark.parametrize("task", ["ntxent-64x32-fp32", "clip-64x32-fp32", "queue-16x256x32-fp32"])
+def test_truth_is_the_losses_definition(modules, task):
+    """In blocks and not, and against the oracle: the gate's own yardstick."""
+    cases, contestants, _ = modules
+    case = _case(cases, task)
+    blocks, whole = cases.truth(case, block=7), cases.truth(case, block=10**6)
+    inputs = [x.detach().double().requires_grad_(x.requires_grad) for x in case.inputs()]
+    with fastcl.use_backend("reference"):
+        contestant = contestants.fastcl_backends(("reference",))[0]
+        loss = contestant.builders[case.task](case)(*inputs)
+        loss.backward()
+    for exact in (blocks, whole):
+        assert max(exact.errors(loss, [x.grad for x in inputs[:2]])) < 1e-12
+
+
+def test_what_is_wrong_is_not_timed(modules):
+    """Planted: a gradient lost on one side, a loss off by a little, NaN, and an exception."""
+    cases, contestants, measure = modules
+    case = _case(cases, "ntxent-64x32-fp32")
+    eager = contestants.eager_ntxent
+
+    def plant(name, step):
+        return contestants.Contestant(name, {"ntxent": lambda case: step})
+
+    def raises(a, b):
+        raise RuntimeError("out of luck in /some/folder/file.py\nmore")
+
+    wrong = [
+        plant("half a gradient", lambda a, b: eager(a, b.detach() + 0.0 * b)),
+        plant("loss", lambda a, b: eager(a, b) + 1e-3),
+        plant("nan", lambda a, b: eager(a, b) * float("nan")),
+        plant("raises", raises),
+    ]
+    settings = measure.Settings(rounds=2)
+    right = plant("right", eager)
+    records = measure.compare(case, [*wrong, right], cases.truth(case), settings)
+    assert records["right"]["median_ms"] > 0
+    assert "reason" not in records["right"]
+    for contestant in wrong:
+        assert "median_ms" not in records[contestant.name], contestant.name
+        assert records[contestant.name]["reason"]
+    assert "/some" not in records["raises"]["reason"]
+
+
+def test_refusals(modules):
+    cases, contestants, _ = modules
+    case = _case(cases, "ntxent-32768x128-fp32")
+    peers = {c.name: c for c in contestants.PEERS}
+    assert "GiB" in peers["eager"].refusal(case, 2**30)
+    assert "cubic" in peers["pytorch-metric-learning NTXentLoss"].refusal(case, 2**60)
+    assert peers["info-nce-pytorch"].refusal(case, 2**60) == "has no such loss"
+    assert replace(peers["eager"], copies=0.0).refusal(case, 0) == ""
+
+
+def test_slow_contestants_skip_rounds_evenly(modules):
+    *_, measure = modules
+    order = []
+
+    def run(name, seconds):
+        order.append(name)
+        return seconds
+
+    runs = {"fast": lambda: run("fast", 0.01), "slow": lambda: run("slow", 0.1)}
+    samples = measure.interleave(runs, None, 2.0)
+    assert {name: len(taken) for name, taken in samples.items()} == {"fast": 100, "slow": 10}
+    turns = [i for i, name in enumerate(order[2:]) if name == "slow"]
+    gaps = torch.tensor(turns).diff()
+    assert int(gaps.max() - gaps.min()) <= 2
