@@ -58,7 +58,7 @@ def dcl(
     if sigma is not None:
         batch = z1.shape[0]
         share = torch.softmax(views.cosines.detach()[:batch] / sigma, 0)
-        attraction = (2.0 - batch * share).repeat(2) * positive
+        attraction = torch.cat([2.0 - batch * share] * 2) * positive
     # a row without negatives has nothing to be pushed from
     sums = torch.where(torch.isneginf(negatives.rows), 0.0, negatives.rows)
     metrics = None

@@ -14,7 +14,6 @@ from .checks import check_features
 from .library import define, differentiate, dispatch
 from .registry import accumulator
 
-_OPS = torch.ops.fastcl
 _EPS = 1e-12  # as in torch.nn.functional.normalize
 
 
@@ -33,7 +32,7 @@ def l2_normalize(x: Tensor, eps: float = _EPS) -> tuple[Tensor, Tensor]:
         TypeError, ValueError: ``x`` is no float matrix.
     """
     check_features(x, "x")
-    return _OPS.l2_normalize(x, eps, x.dtype)
+    return _normalize_op(x, eps, x.dtype)
 
 
 def l2_normalize_pair(a: Tensor, b: Tensor, eps: float = _EPS) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +53,7 @@ def l2_normalize_pair(a: Tensor, b: Tensor, eps: float = _EPS) -> tuple[Tensor, 
     """
     check_features(a, "a")
     check_features(b, "b")
-    return _OPS.l2_normalize_pair(a, b, eps, torch.promote_types(a.dtype, b.dtype))
+    return _pair_op(a, b, eps, torch.promote_types(a.dtype, b.dtype))
 
 
 def _normalize(x, eps, precision):
@@ -75,7 +74,7 @@ def _normalize_setup(ctx, inputs, output):
 
 def _normalize_autograd(ctx, grad, _):
     x, y, factors = ctx.saved_tensors
-    return _OPS.l2_normalize_backward(grad, x, y, factors, *ctx.static), None, None
+    return _normalize_gradient(grad, x, y, factors, *ctx.static), None, None
 
 
 def _normalize_backward(grad, x, y, factors, eps, precision):
@@ -111,9 +110,7 @@ def _pair_setup(ctx, inputs, output):
 
 def _pair_autograd(ctx, grad_rows, grad_cosines, _):
     a, b, rows, factors = ctx.saved_tensors
-    gradients = _OPS.l2_normalize_pair_backward(
-        grad_rows, grad_cosines, a, b, rows, factors, *ctx.static
-    )
+    gradients = _pair_gradient(grad_rows, grad_cosines, a, b, rows, factors, *ctx.static)
     return (*gradients, None, None)
 
 
@@ -132,7 +129,7 @@ def _pair_gradients(grad_rows, grad_cosines, a, b, rows, factors, eps):
     return reference.normalize_pair_gradients(grad_rows, grad_cosines, a, b, eps)
 
 
-define(
+_normalize_op = define(
     "l2_normalize",
     "Tensor x, float eps, ScalarType precision",
     "(Tensor, Tensor)",
@@ -141,7 +138,7 @@ define(
     setup_context=_normalize_setup,
     backward=_normalize_autograd,
 )
-define(
+_normalize_gradient = define(
     "l2_normalize_backward",
     "Tensor grad, Tensor x, Tensor y, Tensor factors, float eps, ScalarType precision",
     "Tensor",
@@ -149,7 +146,7 @@ define(
     _normalize_backward_fake,
     **differentiate(_gradient),
 )
-define(
+_pair_op = define(
     "l2_normalize_pair",
     "Tensor a, Tensor b, float eps, ScalarType precision",
     "(Tensor, Tensor, Tensor)",
@@ -158,7 +155,7 @@ define(
     setup_context=_pair_setup,
     backward=_pair_autograd,
 )
-define(
+_pair_gradient = define(
     "l2_normalize_pair_backward",
     "Tensor grad_rows, Tensor grad_cosines, Tensor a, Tensor b, Tensor rows, Tensor factors, "
     "float eps, ScalarType precision",

@@ -31,7 +31,6 @@ from .library import cast_gradients, define, differentiate, dispatch
 from .pairs import ALL, Pairs
 from .registry import accumulator, workspace_bytes
 
-_OPS = torch.ops.fastcl
 _PAIR = "Tensor queries, Tensor? keys, Tensor scale, Tensor? key_bias"
 _RULE = "Tensor? query_ids, Tensor? key_ids, str relation, SymInt[] skip"
 
@@ -84,7 +83,7 @@ def similarity_logsumexp(
     if keys is None and not symmetric:
         keys = queries
     query_ids, key_ids = pairs.ids(n, m)
-    rows, column_sums, row_max, column_max, _, _ = _OPS.similarity_logsumexp(
+    rows, column_sums, row_max, column_max, _, _ = _logsumexp_op(
         queries, None if symmetric else keys, scale, key_bias,
         query_ids, None if symmetric else key_ids, pairs.relation, list(pairs.skip),
         columns and not symmetric, maxima,
@@ -189,14 +188,14 @@ def _logsumexp_autograd(ctx, grad_rows, grad_columns, *_):
     if grad_rows is None:
         grad_rows = torch.zeros_like(rows)
     needs = list(ctx.needs_input_grad[:4])
-    gradients = _OPS.similarity_logsumexp_backward(
+    gradients = _logsumexp_gradient(
         grad_rows, grad_columns if columns else None, *tensors, relation, skip,
         rows, column_sums, saved, offset, save, needs, precision,
     )  # fmt: skip
     return (*cast_gradients(gradients, tensors[:4], needs), *[None] * 8)
 
 
-define(
+_logsumexp_op = define(
     "similarity_logsumexp",
     f"{_PAIR}, {_RULE}, bool columns, bool maxima, str save, ScalarType precision",
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -205,7 +204,7 @@ define(
     setup_context=_logsumexp_setup,
     backward=_logsumexp_autograd,
 )
-define(
+_logsumexp_gradient = define(
     "similarity_logsumexp_backward",
     f"Tensor grad_rows, Tensor? grad_columns, {_PAIR}, {_RULE}, Tensor rows, Tensor columns, "
     "Tensor saved, Tensor offset, str save, bool[] needs, ScalarType precision",
@@ -249,7 +248,7 @@ def similarity_sum(
     n, m = check_operands(queries, keys, pairs)
     precision = precision_of(queries, keys, precision)
     query_ids, key_ids = pairs.ids(n, m)
-    return _OPS.similarity_sum(
+    return _sum_op(
         queries, keys, as_scalar(scale, "scale", queries, precision),
         as_vector(key_bias, "key_bias", m, queries, precision),
         as_vector(row_bias, "row_bias", n, queries, precision),
@@ -306,13 +305,11 @@ def _sum_autograd(ctx, grad_rows):
     tensors = ctx.saved_tensors
     relation, skip, phi, precision = ctx.static
     needs = list(ctx.needs_input_grad[:5])
-    gradients = _OPS.similarity_sum_backward(
-        grad_rows, *tensors, relation, skip, phi, needs, precision
-    )
+    gradients = _sum_gradient(grad_rows, *tensors, relation, skip, phi, needs, precision)
     return (*cast_gradients(gradients, tensors[:5], needs), *[None] * 6)
 
 
-define(
+_sum_op = define(
     "similarity_sum",
     f"{_PAIR}, Tensor? row_bias, {_RULE}, str phi, ScalarType precision",
     "Tensor",
@@ -321,7 +318,7 @@ define(
     setup_context=_sum_setup,
     backward=_sum_autograd,
 )
-define(
+_sum_gradient = define(
     "similarity_sum_backward",
     f"Tensor grad_rows, {_PAIR}, Tensor? row_bias, {_RULE}, str phi, bool[] needs, "
     "ScalarType precision",
@@ -380,7 +377,7 @@ def similarity_topk(
         return None if tensor is None else tensor.detach()
 
     return TopK(
-        *_OPS.similarity_topk(
+        *_topk_op(
             queries.detach(), detached(keys),
             as_scalar(scale, "scale", queries, precision).detach(),
             detached(as_vector(key_bias, "key_bias", m, queries, precision)),
@@ -405,7 +402,7 @@ def _topk_fake(
     return indices, queries.new_empty(shape, dtype=accumulator(precision))
 
 
-define(
+_topk_op = define(
     "similarity_topk",
     f"{_PAIR}, {_RULE}, SymInt k, Tensor? below, ScalarType precision",
     "(Tensor, Tensor)",
