@@ -167,4 +167,5 @@ BACKEND = Backend(
     precisions=(torch.float32, torch.bfloat16, torch.float16),
     unavailable=_unavailable,
     detail="" if _unavailable else _OPS._cpu_info(),
+    keeps_exponentials=keeps_exponentials,
 )

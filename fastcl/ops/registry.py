@@ -8,8 +8,7 @@ a compiled graph stays whole and :func:`use_backend` still switches at run time.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +47,8 @@ class Backend:
         precisions: dtypes it forms products in.
         unavailable: why it cannot run on this machine at all; empty when it can.
         detail: version, instruction set and the like, for ``fastcl info``.
+        keeps_exponentials: (N, M, D, precision) -> whether keeping them for the backward, where
+            the workspace allows it, is the faster choice.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Backend:
     precisions: tuple[torch.dtype, ...] = FLOATS
     unavailable: str = ""
     detail: str = ""
+    keeps_exponentials: Callable[[int, int, int, torch.dtype], bool] = lambda *_: True
 
     def refusals(self, call: Call) -> list[str]:
         """Every reason this backend cannot serve ``call``; empty when it can."""
@@ -77,6 +79,7 @@ class Backend:
 class _Registry:
     backends: dict[str, Backend] = field(default_factory=dict)
     forced: str | None = None
+    answers: dict[tuple, Backend] = field(default_factory=dict)  # of :func:`pick`, memoised
 
 
 _REGISTRY = _Registry()
@@ -89,13 +92,13 @@ _workspace_bytes = _DEFAULT_WORKSPACE
 def register(backend: Backend) -> None:
     """Append ``backend``; earlier ones are preferred."""
     _REGISTRY.backends[backend.name] = backend
-    _first_that_serves.cache_clear()
+    _REGISTRY.answers.clear()
 
 
 def unregister(name: str) -> None:
     """Forget the backend called ``name``."""
     del _REGISTRY.backends[name]
-    _first_that_serves.cache_clear()
+    _REGISTRY.answers.clear()
 
 
 def backends() -> dict[str, Backend]:
@@ -109,10 +112,15 @@ def pick(call: Call) -> Backend:
     Raises:
         RuntimeError: the forced backend, or every one, refuses; each reason is given.
     """
-    return _first_that_serves(call, _REGISTRY.forced)
+    if torch.compiler.is_compiling():  # the answer becomes part of the graph's guards
+        return _first_that_serves(call, _REGISTRY.forced)
+    key = (call.op, call.device, call.precision, _REGISTRY.forced)
+    backend = _REGISTRY.answers.get(key)
+    if backend is None:
+        backend = _REGISTRY.answers[key] = _first_that_serves(call, _REGISTRY.forced)
+    return backend
 
 
-@functools.cache
 def _first_that_serves(call: Call, forced: str | None) -> Backend:
     if forced is not None:
         candidates = [_REGISTRY.backends[forced]]

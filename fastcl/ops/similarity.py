@@ -29,7 +29,7 @@ from . import reference
 from .checks import as_scalar, as_vector, check_operands, precision_of
 from .library import cast_gradients, define, differentiate, dispatch
 from .pairs import ALL, Pairs
-from .registry import accumulator, workspace_bytes
+from .registry import Call, accumulator, pick, workspace_bytes
 
 _PAIR = "Tensor queries, Tensor? keys, Tensor scale, Tensor? key_bias"
 _RULE = "Tensor? query_ids, Tensor? key_ids, str relation, SymInt[] skip"
@@ -110,9 +110,12 @@ def _what_to_save(queries, keys, scale, key_bias, columns: bool, precision: torc
     bias_is_fixed = key_bias is None or not key_bias.requires_grad
     if keys is not None and not keys.requires_grad and bias_is_fixed and not columns:
         return "mean_keys"
-    m = queries.shape[0] if keys is None else keys.shape[0]
-    size = queries.shape[0] * m * accumulator(precision).itemsize
-    return "exponentials" if size <= workspace_bytes() else "nothing"
+    n, d = queries.shape
+    m = n if keys is None else keys.shape[0]
+    backend = pick(Call("similarity_logsumexp", queries.device.type, precision))
+    fits = n * m * accumulator(precision).itemsize <= workspace_bytes()
+    keep = fits and backend.keeps_exponentials(n, m, d, precision)
+    return "exponentials" if keep else "nothing"
 
 
 def _logsumexp(
