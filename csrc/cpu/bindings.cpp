@@ -67,8 +67,8 @@ class Vector {
   Vector(const OptionalTensor& t, i64 size, const char* name) {
     if (!t) return;
     constexpr ScalarType dtype = std::is_same_v<T, float> ? ScalarType::Float : ScalarType::Long;
-    STD_TORCH_CHECK(t->is_cpu() && t->scalar_type() == dtype && t->numel() == size, name, " must hold ",
-                    size, std::is_same_v<T, float> ? " float32" : " int64", " values on the CPU");
+    STD_TORCH_CHECK(t->is_cpu() && t->scalar_type() == dtype && t->numel() == size, name,
+                    " must hold ", size, std::is_same_v<T, float> ? " float32" : " int64", " values on the CPU");
     tensor_ = dense(*t);
     data_ = static_cast<const T*>(tensor_->const_data_ptr());
   }
@@ -94,7 +94,8 @@ class Call {
     problem.keys = matrix(keys_, "keys");
     STD_TORCH_CHECK(problem.queries.dim == problem.keys.dim, "queries have ", problem.queries.dim,
                     " features, keys ", problem.keys.dim);
-    STD_TORCH_CHECK(scale.is_cpu() && scale.numel() == 1 && scale.scalar_type() == ScalarType::Float,
+    STD_TORCH_CHECK(scale.is_cpu() && scale.numel() == 1 &&
+                        scale.scalar_type() == ScalarType::Float,
                     "scale must be one float32 number on the CPU");
     problem.scale = *static_cast<const float*>(scale.const_data_ptr());
     problem.key_bias = key_bias_;
@@ -164,7 +165,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logsumexp_backward(
   const Call call(queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, bf16);
   STD_TORCH_CHECK(needs.size() == 4, "needs must have 4 entries");
   STD_TORCH_CHECK(call.problem.symmetric || keys, "keys must be given unless scores are symmetric");
-  const Vector<float> row_gradients(grad_rows, call.n(), "grad_rows"), row_sums(rows, call.n(), "rows");
+  const Vector<float> row_gradients(grad_rows, call.n(), "grad_rows");
+  const Vector<float> row_sums(rows, call.n(), "rows");
   const Vector<float> column_gradients(grad_columns, call.m(), "grad_columns");
   const Vector<float> column_sums(grad_columns ? OptionalTensor(columns) : std::nullopt, call.m(),
                                   "columns");
@@ -206,7 +208,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sum_backward(
                   row_bias.has_value());
   STD_TORCH_CHECK(needs.size() == 5, "needs must have 5 entries");
   STD_TORCH_CHECK(phi >= 0 && phi <= 2, "phi must be 0, 1 or 2");
-  const Vector<float> gradients(grad_rows, call.n(), "grad_rows"), bias(row_bias, call.n(), "row_bias");
+  const Vector<float> gradients(grad_rows, call.n(), "grad_rows");
+  const Vector<float> bias(row_bias, call.n(), "row_bias");
   // queries that are their own keys, without symmetry: both sides are formed and added
   const bool fold = !keys && !call.problem.symmetric && needs[0];
   Tensor dq = needs[0] ? empty({call.n(), call.d()}) : empty({0});
@@ -236,7 +239,8 @@ std::tuple<Tensor, Tensor> topk(const Tensor& queries, const OptionalTensor& key
   STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
   const Vector<float> limit(below, call.n(), "below");
   Tensor indices = empty({call.n(), k}, ScalarType::Long), values = empty({call.n(), k});
-  kernels::topk(call.problem, k, limit, static_cast<i64*>(indices.mutable_data_ptr()), data(values));
+  kernels::topk(call.problem, k, limit, static_cast<i64*>(indices.mutable_data_ptr()),
+                data(values));
   return {indices, values};
 }
 
@@ -249,7 +253,8 @@ std::tuple<Tensor, Tensor> l2_normalize(const Tensor& input, double eps) {
   return {y, inverse};
 }
 
-Tensor l2_normalize_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse, double eps) {
+Tensor l2_normalize_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse,
+                             double eps) {
   const Tensor g = feature_contiguous(grad);
   const kernels::Matrix m = matrix(g, "grad");
   const Vector<float> unit(y, m.rows * m.dim, "y"), factor(inverse, m.rows, "inverse");
@@ -282,8 +287,8 @@ std::tuple<Tensor, Tensor> l2_normalize_pair_backward(const Tensor& grad_rows,
   const Vector<float> unit(rows, m.rows * m.dim, "rows"), factor(inverse, m.rows, "inverse"),
       pull(grad_cosines, n, "grad_cosines");
   Tensor da = empty({n, m.dim}), db = empty({n, m.dim});
-  kernels::normalize_pair_backward(kernels::isa().f32, pool_for(2.0 * m.rows * m.dim), m, pull, unit,
-                                   factor, (float)eps, data(da), data(db));
+  kernels::normalize_pair_backward(kernels::isa().f32, pool_for(2.0 * m.rows * m.dim), m, pull,
+                                   unit, factor, (float)eps, data(da), data(db));
   return {da, db};
 }
 

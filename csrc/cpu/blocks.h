@@ -84,7 +84,7 @@ struct Weights {
   float *row_sum, *col_sum;  // as in Reduction; may be null
 };
 
-// out[r][d] += alpha * sum_k w(r, k) values[k][d]; strides of w in 32-bit units.
+// out[r][d] (+)= alpha * sum_k w(r, k) values[k][d]; strides of w in 32-bit units.
 struct Product {
   const void* w;
   i64 w_row, w_step;
@@ -94,6 +94,7 @@ struct Product {
   float* out;
   i64 out_stride;
   float alpha;
+  bool fresh;   // out holds nothing yet: store instead of adding
   void* slice;  // room for steps x panel numbers, or null: read the values where they are
   // Symmetric block on the diagonal: row r takes steps from (kFromPanel) or up to (kToPanel) the
   // start of its own panel.
@@ -103,7 +104,7 @@ struct Product {
 // One instruction set and product precision.
 struct Kernels {
   const char* name;
-  i64 panel, row_tile, lanes;
+  i64 panel, lanes;
   i64 pack;  // features per packed 32-bit unit: 1 in fp32, 2 in bf16
   void (*pack_panels)(const Matrix&, i64 row0, i64 rows, void* panels);
   // Right operand of the gradient products: row-major fp32, or 16-bit row pairs.

@@ -93,7 +93,8 @@ void by_maxima(const Problem& p, const LogSumExp& out) {
   const float* rows = negated_maxima(prepared, arena, maxima.rows, maxima.row_slots, prepared.n);
   const float* columns =
       p.symmetric ? rows
-                  : negated_maxima(prepared, arena, maxima.columns, maxima.column_slots, prepared.m);
+                  : negated_maxima(prepared, arena, maxima.columns, maxima.column_slots,
+                                   prepared.m);
   if (out.mean_keys) {
     mean_keys(prepared, arena, rows, out.mean_keys, out.rows);
     for (i64 i = 0; i < prepared.n; ++i) out.rows[i] -= (float)(rows[i] * kLn2);
@@ -108,7 +109,8 @@ void by_maxima(const Problem& p, const LogSumExp& out) {
 bool mean_keys_by_offset(const Problem& p, const LogSumExp& out, float offset, bool may_flush) {
   Arena arena;
   const Prepared prepared(p, arena, Units::log2, offset, false);
-  if (out.row_max) maxima_out(sweep(prepared, arena, {kMax}).maxima, prepared.n, prepared.m, offset, out);
+  if (out.row_max)
+    maxima_out(sweep(prepared, arena, {kMax}).maxima, prepared.n, prepared.m, offset, out);
   mean_keys(prepared, arena, nullptr, out.mean_keys, out.rows);
   for (i64 i = 0; i < prepared.n; ++i) {
     if (may_flush && !(out.rows[i] >= -100 * kLn2) && keeps_any(p, false, i)) return false;

@@ -119,10 +119,9 @@ Prepared::Prepared(const Problem& p, Arena& arena, Units units, float offset, bo
   scale_ = (float)(p.scale * unit);
   if (scored) {
     query_panels_ = pack_all(p, p.queries, arena);
-    packs_blocks_ = !whole_keys && !same_matrix(p.keys, p.queries);
-    if (!packs_blocks_)
-      key_panels_ = whole_keys && !same_matrix(p.keys, p.queries) ? pack_all(p, p.keys, arena)
-                                                                  : query_panels_;
+    const bool shared = same_matrix(p.keys, p.queries);
+    packs_blocks_ = !shared && !whole_keys;
+    if (!packs_blocks_) key_panels_ = shared ? query_panels_ : pack_all(p, p.keys, arena);
   }
   float* shift = arena.get<float>(round_up(m, k->panel));
   for (i64 j = 0; j < m; ++j)

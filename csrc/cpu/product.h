@@ -12,20 +12,24 @@ __attribute__((noinline)) void product_tile(const Product& p, i64 i, i64 d, i64 
   V c[MR][N];
   float* out = p.out + i * p.out_stride + d;
   for (int r = 0; r < valid; ++r)  // on their way while the products run
-    for (int v = 0; v < N * L * 4; v += 64) __builtin_prefetch((char*)(out + r * p.out_stride) + v, 1);
+    for (int v = 0; v < N * L; v += 16) __builtin_prefetch(out + r * p.out_stride + v, 1);
   multiply<N>((const Unit*)p.w + i * p.w_row + from * p.w_step, p.w_row, p.w_step,
               (const Unit*)p.values + from * p.values_stride + d, p.values_stride, to - from, c);
   if (d + N * L <= p.dim && valid == MR) {
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r, out += p.out_stride)
 #pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) store(out + v * L, c[r][v] * p.alpha + load(out + v * L));
+      for (int v = 0; v < N; ++v) {
+        const V sum = c[r][v] * p.alpha;
+        store(out + v * L, p.fresh ? sum : sum + load(out + v * L));
+      }
     return;
   }
   for (int r = 0; r < valid; ++r, out += p.out_stride) {
     alignas(64) float row[N * L];
     for (int v = 0; v < N; ++v) store(row + v * L, c[r][v] * p.alpha);
-    for (i64 n = 0; n < least(N * L, p.dim - d); ++n) out[n] += row[n];
+    for (i64 n = 0; n < least(N * L, p.dim - d); ++n)
+      out[n] = p.fresh ? row[n] : out[n] + row[n];
   }
 }
 

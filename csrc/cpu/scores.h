@@ -80,7 +80,8 @@ __attribute__((noinline)) void reduce_tile(const ScoreBlock& s, const Reduction&
     if constexpr (sums) add_to(o.row_sum + (i + r) * L, row_sum);
     if constexpr (maxima) max_to(o.row_max + (i + r) * L, row_max);
     if constexpr (M == kSum || M == kSumMax)
-      if (o.saved && i + r < s.rows) store_row(o.saved + (i + r) * o.saved_stride + j, e, s.cols - j);
+      if (o.saved && i + r < s.rows)
+        store_row(o.saved + (i + r) * o.saved_stride + j, e, s.cols - j);
   }
   if (square) return;
   for (int v = 0; v < NV; ++v) {

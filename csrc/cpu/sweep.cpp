@@ -5,11 +5,11 @@
 namespace fastcl::cpu {
 namespace {
 
-// Tasks: enough for dynamic balance, blocks large enough that a task lasts some 10 microseconds.
-constexpr i64 kMinBlock = 64, kMaxSlots = 32;
-constexpr i64 kRowBlock = 2048;     // rows that share one packing of a key block
+constexpr i64 kMinBlock = 64;         // 64 x 64 x 128: a task of some 10 microseconds
+constexpr i64 kMaxSlots = 32;         // bounds the partial sums at 128 bytes a row
+constexpr i64 kRowBlock = 2048;       // rows that share one packing of a key block: under 1 %
 constexpr i64 kKeyBytes = 512 << 10;  // packed keys of one sub-block: half a second-level cache
-constexpr i64 kFlush = 1024;        // columns summed in fp32 lanes before they join a double
+constexpr i64 kFlush = 1024;          // columns summed in fp32 lanes before they join a double
 
 // One task's accumulators.
 struct Lanes {

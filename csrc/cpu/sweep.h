@@ -11,7 +11,9 @@ struct Plan {
   i64 rows, cols;          // of a task's block
   i64 row_blocks, col_blocks;
   bool triangle;
-  i64 tasks() const { return triangle ? row_blocks * (row_blocks + 1) / 2 : row_blocks * col_blocks; }
+  i64 tasks() const {
+    return triangle ? row_blocks * (row_blocks + 1) / 2 : row_blocks * col_blocks;
+  }
   void locate(i64 task, i64& i, i64& j) const;
 };
 

@@ -117,7 +117,6 @@ void exp2_array(const float* x, float* y, i64 n) {
 const Kernels table = {
     .name = FASTCL_TEXT(FASTCL_ISA),
     .panel = PANEL,
-    .row_tile = MR,
     .lanes = L,
     .pack = kPack,
     .pack_panels = pack_panels,

@@ -1,8 +1,9 @@
 // Per-file instruction sets without per-file compiler flags. Standard headers come first: compiled
 // under a higher target, their inline functions could be the copies the linker keeps for everyone.
 #pragma once
-#include <cstdint>
 #include <cstring>
+
+#include "blocks.h"
 
 #define FASTCL_PRAGMA(text) _Pragma(#text)
 #if defined(__x86_64__)

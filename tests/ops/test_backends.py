@@ -175,3 +175,44 @@ def test_one_backend_finishes_what_another_began(forward, backward, symmetric, s
     pairs = zip(gradients(forward, backward), gradients("reference", "reference"), strict=True)
     for ours, exact in pairs:
         assert float((ours - exact).norm() / exact.norm()) < 1e-5 + 5e-7 * scale
+
+
+def _gradient(backend, q, k, scale, upstream):
+    q, k = q.clone().requires_grad_(), k.clone().requires_grad_()
+    with fastcl.use_backend(backend):
+        rows = fastcl.ops.similarity_logsumexp(q, k, scale).rows
+        return torch.autograd.grad(rows, (q, k), upstream)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workspace", [0, 64])
+def test_tiny_gradients_of_huge_sums(backend, workspace):
+    """Confident rows: sums of e^73 and gradients of 1e-15, whose quotient is subnormal in fp32."""
+    fastcl.set_workspace(workspace)
+    centre = torch.nn.functional.normalize(torch.randn(1, 32))
+    q, k = (torch.nn.functional.normalize(centre + 0.05 * torch.randn(n, 32)) for n in (50, 60))
+    upstream = 1e-15 * torch.rand(50)
+    pairs = zip(
+        _gradient(backend, q, k, 77.0, upstream),
+        _gradient("reference", q, k, 77.0, upstream),
+        strict=True,
+    )
+    for ours, exact in pairs:
+        difference = (ours.double() - exact.double()).norm() / exact.double().norm()
+        assert float(difference) < 2e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [10.0, 500.0])
+def test_upstream_of_empty_rows_is_ignored(backend, scale):
+    """-inf has no useful gradient, and whatever a loss makes of it must not reach the features."""
+    z = torch.nn.functional.normalize(torch.randn(6, 8)).requires_grad_()
+    rule = fastcl.Pairs("same", torch.tensor([0, 0, 0, 1, 1, 2]), skip=(0,))
+    upstream = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, float("nan")])
+    with fastcl.use_backend(backend):
+        rows = fastcl.ops.similarity_logsumexp(z, None, scale, pairs=rule).rows
+        (gradient,) = torch.autograd.grad(rows, z, upstream)
+    assert torch.isneginf(rows[5])
+    assert (gradient[5] == 0).all()
+    assert torch.isfinite(gradient).all()
+    assert gradient[:5].abs().sum() > 0

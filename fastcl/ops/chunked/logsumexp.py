@@ -167,16 +167,16 @@ def _online(p: Problem, columns: bool, maxima: bool, save: str):
 
 @dataclass
 class _Side:
-    """One family of sums: its gradients, divided by ``size``, and its log-sum-exps."""
+    """One family of sums: its gradients and its log-sum-exps, both 0 where nothing was kept."""
 
     grad: Tensor
-    logsum: Tensor  # log2 units, 0 where nothing was kept
+    logsum: Tensor  # log2 units
 
     @classmethod
-    def of(cls, grad: Tensor, logsum: Tensor, size: Tensor, acc: torch.dtype) -> _Side:
+    def of(cls, grad: Tensor, logsum: Tensor, acc: torch.dtype) -> _Side:
         empty = torch.isneginf(logsum)
         return cls(
-            torch.where(empty, 0.0, grad.to(acc) / size),
+            torch.where(empty, 0.0, grad.to(acc)),
             torch.where(empty, 0.0, logsum.to(acc) * LOG2E),
         )
 
@@ -185,14 +185,17 @@ class _Side:
         return self.grad * torch.exp2(offset - self.logsum)
 
 
-def _size(grads: list[Tensor], acc: torch.dtype) -> Tensor:
-    """A power of two near the largest gradient.
+def _shrink(sides: list[_Side]) -> Tensor:
+    """Divide all gradients by a power of two near the largest, and return it.
 
-    Gradients may be as small as 1e-19 where the sums are as large as 1e30; dividing by it keeps
-    their quotient out of the subnormal numbers.
+    They may be as small as 1e-19 where the sums are as large as 1e30; this keeps their quotient
+    out of the subnormal numbers.
     """
-    largest = torch.stack([grad.to(acc).abs().amax() for grad in grads]).amax()
-    return torch.exp2(largest.clamp_min(torch.finfo(acc).tiny).log2().floor())
+    largest = torch.stack([side.grad.abs().amax() for side in sides]).amax()
+    size = torch.exp2(largest.clamp_min(torch.finfo(largest.dtype).tiny).log2().floor())
+    for side in sides:
+        side.grad = side.grad / size
+    return size
 
 
 def similarity_logsumexp_backward(
@@ -202,13 +205,11 @@ def similarity_logsumexp_backward(
     acc = accumulator(precision)
     rule = (query_ids, key_ids, relation, skip)
     p = Problem.of(queries, keys, scale, key_bias, rule, acc, LOG2E)
-    size = _size([grad_rows] if grad_columns is None else [grad_rows, grad_columns], acc)
-    by_row = _Side.of(grad_rows, rows, size, acc)
-    by_column = None
+    by_row = _Side.of(grad_rows, rows, acc)
+    by_column = None if grad_columns is None else _Side.of(grad_columns, columns, acc)
+    size = _shrink([by_row] if by_column is None else [by_row, by_column])
     if p.symmetric:
         by_column = by_row
-    elif grad_columns is not None:
-        by_column = _Side.of(grad_columns, columns, size, acc)
     # on accelerators the offset stays where it is: the online form needs none
     fixed = float(offset) * LOG2E if queries.device.type == "cpu" else math.nan
 
