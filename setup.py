@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -52,6 +53,8 @@ def cpu_extension() -> list:
         )
     if not (shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")):
         return skip("CPU", "no C++ compiler was found at build time")
+    if sys.platform == "win32":
+        return skip("CPU", "the native module is not built on Windows yet")
     headers = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cpu").glob("*.h"))
     return [
         CppExtension(
@@ -65,8 +68,12 @@ def cpu_extension() -> list:
                 "-fvisibility=hidden",
                 "-Wall",
                 f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+                # error texts name the source file: the project's path in it, not the builder's
+                f"-ffile-prefix-map={ROOT}=fastcl",
+                f"-ffile-prefix-map={sysconfig.get_path('purelib')}=include",
             ],
-            extra_link_args=["-Wl,--exclude-libs,ALL", "-s"],
+            # the GNU linker's; Apple's knows neither
+            extra_link_args=["-Wl,--exclude-libs,ALL", "-s"] if sys.platform == "linux" else [],
         )
     ]
 

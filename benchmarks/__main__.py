@@ -98,7 +98,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="small and middle sizes (default)")
     size.add_argument("--full", action="store_true", help="every case; the better part of an hour")
-    parser.add_argument("--case", metavar="SUBSTRING", help="cases whose name holds this")
+    parser.add_argument("--case", nargs="+", metavar="SUBSTRING", help="cases whose name holds one")
     parser.add_argument("--rounds", type=int, help="samples each; adapted to the time by default")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
     parser.add_argument("--threads", type=int, default=min(2, torch.get_num_threads()))
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _arguments(argv)
     cases = select(options.case, options.full)
     if options.list or not cases:
-        print("\n".join(case.name for case in (cases or select("", True))))
+        print("\n".join(case.name for case in (cases or select([""], True))))
         return 0 if cases else 2
     settings = Settings(
         threads=options.threads,

@@ -101,10 +101,10 @@ CASES = (
 )
 
 
-def select(substring: str | None, full: bool) -> list[Case]:
-    """Cases whose name holds ``substring``, or the full or quick selection."""
-    if substring is not None:
-        return [case for case in CASES if substring in case.name]
+def select(substrings: list[str] | None, full: bool) -> list[Case]:
+    """Cases whose name holds one of ``substrings``, or the full or quick selection."""
+    if substrings is not None:
+        return [case for case in CASES if any(part in case.name for part in substrings)]
     return [case for case in CASES if not case.hidden and (full or case.quick)]
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 
 import pytest
@@ -93,7 +94,7 @@ def test_kernels_is_a_subpackage():
     assert importlib.util.find_spec("kernels") is None
 
 
-def test_native_module_needs_only_the_stable_abi():
+def test_native_module_needs_only_the_stable_abi_and_names_no_builder(root):
     import fastcl
 
     package = os.path.dirname(fastcl.__file__)
@@ -107,3 +108,7 @@ def test_native_module_needs_only_the_stable_abi():
     unstable = [s for s in symbols.splitlines() if " at::" in s or " c10::" in s or " torch::" in s]
     assert not unstable
     assert "aoti_torch" in symbols
+    with open(os.path.join(package, modules[0]), "rb") as file:
+        binary = file.read()
+    for path in (root, sysconfig.get_path("purelib")):
+        assert os.fsencode(path) not in binary

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import LogSumExp, Pairs, l2_normalize, l2_normalize_pair
-from ..ops.checks import check_features, check_same_width, describe, precision_of
+from ..ops.checks import check_features, check_same_shape, precision_of
+from ..ops.pairs import describe
 from ..ops.registry import accumulator
 
 REDUCTIONS = ("mean", "sum", "none")
+_NUMBERS = (numbers.Real, torch.SymFloat, torch.SymInt)
 
 
 # ------------------------------------------------------------------------------------- inputs
@@ -59,7 +62,7 @@ def _check_finite(factors: Tensor | None, *inputs: tuple[Tensor, str]) -> None:
     holds one is NaN or 0; without factors a sum shows it, which is one pass and no copy (and may
     overflow, so the count decides).
     """
-    if inputs[0][0].device.type != "cpu" or torch.compiler.is_compiling():
+    if inputs[0][0].device.type != "cpu" or torch.compiler.is_compiling() or _is_transformed():
         return
     if factors is not None:
         suspicious = not bool((factors > 0).all())
@@ -72,21 +75,6 @@ def _check_finite(factors: Tensor | None, *inputs: tuple[Tensor, str]) -> None:
                 f"{name} holds NaN or infinity in {bad} of its {x.shape[0]} rows; expected finite "
                 "features"
             )
-
-
-def check_same_shape(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
-    """Two aligned batches.
-
-    Raises:
-        TypeError, ValueError: they are not float matrices of one shape on one device.
-    """
-    check_features(a, name_a)
-    check_features(b, name_b)
-    if a.shape != b.shape:
-        raise ValueError(
-            f"{name_b} {describe(b)}; expected shape {tuple(a.shape)}, the shape of {name_a}"
-        )
-    check_same_width(a, b, name_a, name_b)
 
 
 def check_vector(value, name: str, length: int, like: Tensor, floats: bool = False) -> Tensor:
@@ -109,8 +97,20 @@ def check_fraction(value: float, name: str) -> None:
     Raises:
         ValueError: it is not.
     """
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} is {value!r}; expected a number in [0, 1)")
+    if not isinstance(value, _NUMBERS) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} {describe(value)}; expected a number in [0, 1)")
+
+
+def check_number(value: float, name: str, minimum: float = -math.inf) -> None:
+    """A finite number of at least ``minimum``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    # compared rather than math.isfinite: it may be symbolic in a compiled graph
+    if not isinstance(value, _NUMBERS) or not (minimum <= value < math.inf and -math.inf < value):
+        least = "" if minimum == -math.inf else f" of at least {minimum:g}"
+        raise ValueError(f"{name} {describe(value)}; expected a finite number{least}")
 
 
 def check_reduction(reduction: str) -> None:
@@ -126,32 +126,30 @@ def check_reduction(reduction: str) -> None:
 # -------------------------------------------------------------------------------- temperature
 
 
-def scale_of(temperature: float | Tensor) -> float | Tensor:
-    """Inverse temperature.
+def scale_of(
+    temperature: float | Tensor, logit_scale: float | Tensor | None = None
+) -> float | Tensor:
+    """Inverse temperature: ``logit_scale`` (already exponentiated) where given.
 
     Raises:
-        ValueError: a number that is not positive and finite, or a tensor with several elements.
+        ValueError: not a positive finite number or one-element tensor. A tensor's value is looked
+            at where that is free, in eager mode on a CPU.
     """
-    if isinstance(temperature, Tensor):
-        if temperature.numel() != 1:
-            raise ValueError(f"temperature {describe(temperature)}; expected one element")
-        return temperature.reshape(()).reciprocal()
-    check_positive(temperature, "temperature")
-    return 1.0 / temperature
+    if logit_scale is not None:
+        return _positive(logit_scale, "logit_scale")
+    temperature = _positive(temperature, "temperature")
+    return temperature.reciprocal() if isinstance(temperature, Tensor) else 1.0 / temperature
 
 
-def checked_scale(logit_scale: float | Tensor) -> float | Tensor:
-    """An inverse temperature that was passed in, already exponentiated.
-
-    Raises:
-        ValueError: a number that is not positive and finite, or a tensor with several elements.
-    """
-    if isinstance(logit_scale, Tensor):
-        if logit_scale.numel() != 1:
-            raise ValueError(f"logit_scale {describe(logit_scale)}; expected one element")
-        return logit_scale.reshape(())
-    check_positive(logit_scale, "logit_scale")
-    return logit_scale
+def _positive(value: float | Tensor, name: str) -> float | Tensor:
+    if not isinstance(value, Tensor):
+        check_positive(value, name)
+        return value
+    can_look = value.device.type == "cpu" and not torch.compiler.is_compiling()
+    if value.numel() != 1 or (can_look and not _is_transformed() and not float(value.detach()) > 0):
+        came = f"is {value.detach()}" if value.numel() == 1 else describe(value)
+        raise ValueError(f"{name} {came}; expected one positive number")
+    return value.reshape(())
 
 
 def check_positive(value: float, name: str) -> None:
@@ -160,8 +158,13 @@ def check_positive(value: float, name: str) -> None:
     Raises:
         ValueError: it is not.
     """
-    if not (isinstance(value, (int, float)) and 0.0 < value < math.inf):
-        raise ValueError(f"{name} is {value!r}; expected a positive finite number")
+    if not isinstance(value, _NUMBERS) or isinstance(value, bool) or not 0.0 < value < math.inf:
+        raise ValueError(f"{name} {describe(value)}; expected a positive finite number")
+
+
+def _is_transformed() -> bool:
+    """Whether a torch.func transform is active, under which values cannot be looked at."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class TemperatureLoss(nn.Module):
@@ -170,6 +173,8 @@ class TemperatureLoss(nn.Module):
     A learnable temperature is the parameter ``logit_scale`` = ln(1 / temperature), as in CLIP;
     it is clamped before each use so that 1 / temperature stays at most ``max_scale``.
     """
+
+    described: tuple[str, ...] = ()  # further attributes that repr shows
 
     def __init__(
         self,
@@ -185,6 +190,10 @@ class TemperatureLoss(nn.Module):
         check_positive(temperature, "temperature")
         check_positive(max_scale, "max_scale")
         check_reduction(reduction)
+        if learnable and temperature * max_scale < 1.0:
+            raise ValueError(
+                f"max_scale is {max_scale}; expected at least 1 / temperature = {1 / temperature:g}"
+            )
         self.normalize = normalize
         self.reduction = reduction
         self.return_metrics = return_metrics
@@ -213,11 +222,10 @@ class TemperatureLoss(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        value = float(self.temperature)
-        return (
-            f"temperature={value:.4g}{' (learnable)' if self.learnable else ''}, "
-            f"reduction={self.reduction!r}, normalize={self.normalize}"
-        )
+        value = math.exp(-self.logit_scale.detach()) if self.learnable else self._temperature
+        parts = [f"temperature={value:.4g}{' (learnable)' if self.learnable else ''}"]
+        parts += [f"{name}={getattr(self, name)!r}" for name in self.described]
+        return ", ".join([*parts, f"reduction={self.reduction!r}", f"normalize={self.normalize}"])
 
 
 # ---------------------------------------------------------------------------------- reduction

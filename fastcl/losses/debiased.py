@@ -12,6 +12,7 @@ from .common import (
     TemperatureLoss,
     Views,
     check_fraction,
+    check_number,
     finish,
     negative_count,
     negative_sums,
@@ -54,8 +55,7 @@ def hard_negative(
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
     check_fraction(tau_plus, "tau_plus")
-    if not (beta >= 0.0 and math.isfinite(beta)):
-        raise ValueError(f"beta is {beta!r}; expected a finite number of at least 0")
+    check_number(beta, "beta", minimum=0.0)
     scale = scale_of(temperature)
     views = Views.of(z1, z2, ids, normalize)
     rows, pairs, precision = views.rows, views.pairs, views.precision
@@ -70,7 +70,9 @@ def hard_negative(
         negatives = sweep(1.0, return_metrics)
         total = negatives.rows
     else:
-        total = log_count + sweep(beta + 1.0).rows - sweep(beta).rows
+        hard, easy = sweep(beta + 1.0).rows, sweep(beta).rows
+        # without negatives both are -inf, and so is the total
+        total = hard + log_count - torch.where(torch.isneginf(easy), 0.0, easy)
         negatives = sweep(1.0, True) if return_metrics else None
     positive = views.cosines * scale
     if tau_plus > 0.0:
@@ -101,11 +103,14 @@ def debiased(
 class HardNegativeLoss(TemperatureLoss):
     """:func:`~fastcl.functional.hard_negative` as a module."""
 
+    described: tuple[str, ...] = ("beta", "tau_plus")
+
     def __init__(
         self, temperature: float = 0.5, beta: float = 1.0, tau_plus: float = 0.1, **options
     ):
         super().__init__(temperature, **options)
         check_fraction(tau_plus, "tau_plus")
+        check_number(beta, "beta", minimum=0.0)
         self.beta = beta
         self.tau_plus = tau_plus
 
@@ -118,6 +123,8 @@ class HardNegativeLoss(TemperatureLoss):
 
 class DebiasedLoss(HardNegativeLoss):
     """:func:`~fastcl.functional.debiased` as a module."""
+
+    described = ("tau_plus",)
 
     def __init__(self, temperature: float = 0.5, tau_plus: float = 0.1, **options):
         super().__init__(temperature, 0.0, tau_plus, **options)

@@ -86,6 +86,8 @@ class DCLLoss(TemperatureLoss):
 class DCLWLoss(DCLLoss):
     """:class:`DCLLoss` with the positives weighted, rarer ones more (DCLW)."""
 
+    described = ("sigma",)
+
     def __init__(self, temperature: float = 0.1, sigma: float = 0.5, **options):
         super().__init__(temperature, **options)
         check_positive(sigma, "sigma")

@@ -10,8 +10,8 @@ from ..ops import Pairs, similarity_sum
 from ..ops.checks import as_scalar, precision_of
 from .common import (
     TemperatureLoss,
+    check_number,
     check_vector,
-    checked_scale,
     finish,
     negative_sums,
     scale_of,
@@ -55,7 +55,7 @@ def siglip(
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
     names = ("image_features", "text_features")
-    scale = scale_of(temperature) if logit_scale is None else checked_scale(logit_scale)
+    scale = scale_of(temperature, logit_scale)
     rows, cosines = unit_pair(image_features, text_features, names, normalize)
     n = image_features.shape[0]
     images, texts = rows.split(n)
@@ -96,6 +96,7 @@ class SigLIPLoss(TemperatureLoss):
         **options,
     ):
         super().__init__(temperature, learnable=learnable, **options)
+        check_number(bias, "bias")
         self.logit_bias: Tensor | float = (
             nn.Parameter(torch.tensor(float(bias))) if learnable else bias
         )

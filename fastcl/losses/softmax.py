@@ -6,19 +6,18 @@ it. Scores are cosines over the temperature unless ``normalize=False``.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..ops import LogSumExp, Pairs, similarity_logsumexp
-from ..ops.checks import check_features, check_same_width, describe, precision_of
+from ..ops.checks import check_features, check_same_width, precision_of
+from ..ops.pairs import describe
 from .common import (
     TemperatureLoss,
     Views,
     check_fraction,
+    check_number,
     check_vector,
-    checked_scale,
     finish,
     negative_sums,
     scale_of,
@@ -186,7 +185,9 @@ def info_nce(
             check_features(negative_keys, "negative_keys", "[M, D]")
             check_same_width(query, negative_keys, "query", "negative_keys")
             keys = unit_rows(negative_keys, "negative_keys", normalize)
-            precision = precision_of(query, negative_keys, None)
+            precision = torch.promote_types(
+                precision_of(query, negative_keys, None), precision_of(query, positive_key, None)
+            )
         in_batch = negative_keys is None
         pairs = _shared_rule(ids, negative_ids, in_batch, n, keys.shape[0], rows)
         negatives = similarity_logsumexp(
@@ -280,7 +281,7 @@ def clip(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
-    scale = scale_of(temperature) if logit_scale is None else checked_scale(logit_scale)
+    scale = scale_of(temperature, logit_scale)
     return _both_directions(
         image_features, text_features, ("image_features", "text_features"), scale, ids, weight,
         label_smoothing, 0.0, normalize, reduction, return_metrics,
@@ -332,8 +333,7 @@ def margin_softmax(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
-    if not math.isfinite(margin):
-        raise ValueError(f"margin is {margin!r}; expected a finite number")
+    check_number(margin, "margin")
     if bidirectional:
         return _both_directions(
             query, positive_key, ("query", "positive_key"), scale_of(temperature), ids, weight,
@@ -349,6 +349,8 @@ def margin_softmax(
 class MarginSoftmaxLoss(TemperatureLoss):
     """:func:`~fastcl.functional.margin_softmax` as a module."""
 
+    described = ("margin", "bidirectional")
+
     def __init__(
         self,
         temperature: float = 0.05,
@@ -360,6 +362,7 @@ class MarginSoftmaxLoss(TemperatureLoss):
     ):
         super().__init__(temperature, **options)
         check_fraction(label_smoothing, "label_smoothing")
+        check_number(margin, "margin")
         self.margin = margin
         self.bidirectional = bidirectional
         self.label_smoothing = label_smoothing

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..ops import Pairs, similarity_logsumexp, similarity_topk
-from ..ops.checks import check_features, describe, precision_of
+from ..ops.checks import check_features, precision_of
+from ..ops.pairs import describe
 from .common import (
     TemperatureLoss,
     check_vector,
@@ -56,8 +57,7 @@ def sup_con(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
-    if form not in ("out", "in"):
-        raise ValueError(f"form is {form!r}; expected 'out' or 'in'")
+    _check_form(form)
     scale = scale_of(temperature)
     flat, labels, views = _flatten(features, labels)
     rows = unit_rows(flat, "features", normalize)
@@ -76,6 +76,11 @@ def sup_con(
         weight = check_vector(weight, "weight", features.shape[0], features, floats=True)
         weight = weight.repeat(views)
     return finish(losses, reduction, weight, metrics)
+
+
+def _check_form(form: str) -> None:
+    if form not in ("out", "in"):
+        raise ValueError(f"form is {form!r}; expected 'out' or 'in'")
 
 
 def _flatten(features: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, int]:
@@ -138,8 +143,11 @@ def _metrics(rows, labels, positives, positive_cosines) -> dict[str, Tensor]:
 class SupConLoss(TemperatureLoss):
     """:func:`~fastcl.functional.sup_con` as a module."""
 
+    described = ("form",)
+
     def __init__(self, temperature: float = 0.1, *, form: str = "out", **options):
         super().__init__(temperature, **options)
+        _check_form(form)
         self.form = form
 
     def forward(self, features, labels=None, *, weight=None):

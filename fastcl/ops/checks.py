@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from .pairs import Pairs
+from .pairs import Pairs, describe
 from .registry import FLOATS, accumulator
-
-
-def describe(value) -> str:
-    """What came, for an error message."""
-    if not isinstance(value, Tensor):
-        return f"is {value!r} ({type(value).__name__})"
-    dtype = str(value.dtype).removeprefix("torch.")
-    return f"has shape {tuple(value.shape)}, dtype {dtype} on {value.device}"
 
 
 def check_features(x, name: str, dims: str = "[N, D]") -> None:
@@ -29,6 +24,8 @@ def check_features(x, name: str, dims: str = "[N, D]") -> None:
             f"{name} {describe(x)}; expected a {dims} tensor of float32, bfloat16, float16 or "
             "float64"
         )
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} has layout {x.layout}; expected a dense tensor")
     if x.dim() != dims.count(",") + 1 or 0 in x.shape:
         raise ValueError(f"{name} {describe(x)}; expected {dims}, no dimension empty")
 
@@ -40,15 +37,45 @@ def check_operands(queries: Tensor, keys: Tensor | None, pairs: Pairs) -> tuple[
         TypeError, ValueError: operands of the wrong kind, width or device.
     """
     check_features(queries, "queries")
-    if keys is None:
-        return queries.shape[0], queries.shape[0]
-    check_features(keys, "keys", "[M, D]")
-    check_same_width(queries, keys, "queries", "keys")
-    if pairs.query_ids is not None and pairs.query_ids.device != queries.device:
+    if keys is not None:
+        check_features(keys, "keys", "[M, D]")
+        check_same_width(queries, keys, "queries", "keys")
+    if not isinstance(pairs, Pairs):
+        raise TypeError(f"pairs {describe(pairs)}; expected fastcl.Pairs")
+    for name, ids in (("query_ids", pairs.query_ids), ("key_ids", pairs.key_ids)):
+        if ids is not None and ids.device != queries.device:
+            raise ValueError(f"{name} {describe(ids)}; expected {queries.device}, like queries")
+    return queries.shape[0], (queries if keys is None else keys).shape[0]
+
+
+def check_same_shape(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
+    """Two aligned batches.
+
+    Raises:
+        TypeError, ValueError: they are not float matrices of one shape on one device.
+    """
+    check_features(a, name_a)
+    check_features(b, name_b)
+    if a.shape != b.shape:
         raise ValueError(
-            f"query_ids is on {pairs.query_ids.device}; expected {queries.device}, like queries"
+            f"{name_b} {describe(b)}; expected shape {tuple(a.shape)}, the shape of {name_a}"
         )
-    return queries.shape[0], keys.shape[0]
+    check_same_width(a, b, name_a, name_b)
+
+
+def check_eps(eps: float) -> None:
+    """A positive number.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not eps > 0.0:
+        raise ValueError(f"eps is {eps!r}; expected a positive number")
+
+
+def autocast_enabled(device: str) -> bool:
+    """Whether autocast is on for a device type; false for those that have none (meta)."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_same_width(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
@@ -92,7 +119,7 @@ def precision_of(
         if keys is not None:
             precision = torch.promote_types(precision, keys.dtype)
         device = queries.device.type
-        if precision != torch.float64 and torch.is_autocast_enabled(device):
+        if precision != torch.float64 and autocast_enabled(device):
             precision = torch.get_autocast_dtype(device)
     if precision not in FLOATS:
         raise TypeError(f"precision is {precision}; expected one of {FLOATS}")
@@ -103,11 +130,13 @@ def as_scalar(value, name: str, like: Tensor, precision: torch.dtype) -> Tensor:
     """A number or one-element tensor as a 0-dim tensor in the accumulator's dtype.
 
     Raises:
-        ValueError: a tensor with more than one element.
+        TypeError: neither a number nor a tensor. ValueError: a tensor with several elements.
     """
     dtype = accumulator(precision)
+    if not isinstance(value, (Tensor, numbers.Real, torch.SymFloat)):
+        raise TypeError(f"{name} {describe(value)}; expected a number or a one-element tensor")
     if not isinstance(value, Tensor):
-        return torch.full((), value, dtype=dtype, device=like.device)
+        return torch.full((), cast(float, value), dtype=dtype, device=like.device)
     if value.numel() != 1:
         raise ValueError(f"{name} {describe(value)}; expected a number or a one-element tensor")
     return value.reshape(()).to(device=like.device, dtype=dtype)

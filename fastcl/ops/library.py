@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from .checks import autocast_enabled
 from .registry import Call, pick
 
 _library = torch.library.Library("fastcl", "FRAGMENT")
@@ -40,25 +42,55 @@ def define(
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
 
-    direct = implementation
+    direct, transformed = implementation, operator
     if setup_context is not None and backward is not None:
         traced = _differentiable(redispatch, setup_context, backward)
         direct = _differentiable(implementation, setup_context, backward)
+        transformed = _transformable(operator, setup_context, backward)
         _library.impl(name, traced, "Autograd")
 
     def call(*arguments):
-        return operator(*arguments) if _is_traced(arguments[0]) else direct(*arguments)
+        if torch.compiler.is_compiling():
+            return operator(*arguments)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return transformed(*arguments)
+        plain = type(arguments[0]) in (Tensor, torch.nn.Parameter)
+        if not plain or torch._C._len_torch_dispatch_stack() > 0:
+            return operator(*arguments)
+        return direct(*arguments)
 
     return call
 
 
-def _is_traced(tensor: Tensor | None) -> bool:
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or type(tensor) not in (Tensor, torch.nn.Parameter)
+def _refuse_forward_mode(arguments) -> None:
+    if forward_ad._current_level < 0:
+        return
+    for argument in arguments:
+        if isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            raise NotImplementedError(
+                "fastcl has no forward-mode derivatives; use reverse mode (backward, "
+                "torch.autograd.grad, torch.func.grad)"
+            )
+
+
+def _transformable(operator, setup_context: Callable, backward: Callable) -> Callable:
+    """``operator`` under torch.func transforms, which want the context set up separately."""
+    function: Any = type(
+        "FastclTransformable",
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(lambda *arguments: operator(*arguments)),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
+            "generate_vmap_rule": True,
+        },
     )
+
+    def transformable(*arguments):
+        _refuse_forward_mode(arguments)
+        return function.apply(*arguments)
+
+    return transformable
 
 
 def _differentiable(compute: Callable, setup_context: Callable, backward: Callable) -> Callable:
@@ -77,6 +109,7 @@ def _differentiable(compute: Callable, setup_context: Callable, backward: Callab
     )
 
     def differentiable(*arguments):
+        _refuse_forward_mode(arguments)
         if torch.is_grad_enabled() and any(
             isinstance(a, Tensor) and a.requires_grad for a in arguments
         ):
@@ -94,7 +127,7 @@ def dispatch(op: str, function: str, tensor: Tensor, precision: torch.dtype, *ar
     """
     device = tensor.device.type
     implementation = getattr(pick(Call(op, device, precision)).implementation, function)
-    if not torch.is_autocast_enabled(device):
+    if not autocast_enabled(device):
         return implementation(*arguments, precision)
     with torch.autocast(device, enabled=False):
         return implementation(*arguments, precision)
@@ -137,7 +170,11 @@ def differentiate(formula: Callable, needs_at: int | None = None) -> dict[str, C
         for position, is_tensor in enumerate(ctx.is_tensor):
             argument = next(saved if is_tensor else others)
             if is_tensor and ctx.needs_input_grad[position]:
-                if not (again and argument.requires_grad):
+                # fresh nodes, so that one argument's gradient does not include what reaches it
+                # through another that was computed from it
+                if again and argument.requires_grad:
+                    argument = argument.view_as(argument)
+                else:
                     argument = argument.detach().requires_grad_()
                 wanted.append((position, argument))
             arguments.append(argument)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .checks import check_features
+from .checks import check_eps, check_features, check_same_shape
 from .library import define, differentiate, dispatch
 from .registry import accumulator
 
@@ -29,9 +29,10 @@ def l2_normalize(x: Tensor, eps: float = _EPS) -> tuple[Tensor, Tensor]:
         fp32 (fp64 for fp64 inputs). The gradient comes in ``x``'s dtype.
 
     Raises:
-        TypeError, ValueError: ``x`` is no float matrix.
+        TypeError, ValueError: ``x`` is no float matrix; eps not positive.
     """
     check_features(x, "x")
+    check_eps(eps)
     return _normalize_op(x, eps, x.dtype)
 
 
@@ -49,10 +50,10 @@ def l2_normalize_pair(a: Tensor, b: Tensor, eps: float = _EPS) -> tuple[Tensor, 
         both inputs are).
 
     Raises:
-        TypeError, ValueError: ``a`` or ``b`` is no float matrix.
+        TypeError, ValueError: not float matrices of one shape on one device; eps not positive.
     """
-    check_features(a, "a")
-    check_features(b, "b")
+    check_same_shape(a, b, "a", "b")
+    check_eps(eps)
     return _pair_op(a, b, eps, torch.promote_types(a.dtype, b.dtype))
 
 

@@ -12,6 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+
+def describe(value) -> str:
+    """What came, for an error message."""
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"has shape {tuple(value.shape)}, dtype {dtype} on {value.device}"
+    text = repr(value)
+    if len(text) > 60 or "\n" in text:
+        return f"is a {type(value).__name__}"
+    return f"is {text} ({type(value).__name__})"
+
+
 RELATIONS = ("any", "same", "different")
 MAX_OFFSETS = 3
 
@@ -45,20 +57,25 @@ class Pairs:
             raise ValueError(f"relation {self.relation!r} {need}")
         if self.query_ids is None and self.key_ids is not None:
             raise ValueError("key_ids came without query_ids; expected both or neither")
+        if not isinstance(self.skip, (tuple, list)) or not all(
+            isinstance(offset, (int, torch.SymInt)) for offset in self.skip
+        ):
+            raise TypeError(f"skip is {self.skip!r}; expected a tuple of integer offsets")
         if len(self.skip) > MAX_OFFSETS:
             raise ValueError(f"skip has {len(self.skip)} offsets; expected at most {MAX_OFFSETS}")
         for name, ids in (("query_ids", self.query_ids), ("key_ids", self.key_ids)):
-            if ids is not None and (ids.is_floating_point() or ids.is_complex() or ids.dim() != 1):
-                raise TypeError(
-                    f"{name} has shape {tuple(ids.shape)} and dtype {ids.dtype}; "
-                    "expected a 1-D tensor of integers"
-                )
+            if ids is None:
+                continue
+            is_tensor = isinstance(ids, Tensor)
+            if not is_tensor or ids.is_floating_point() or ids.is_complex() or ids.dim() != 1:
+                raise TypeError(f"{name} {describe(ids)}; expected a 1-D tensor of integers")
 
     @property
     def symmetric(self) -> bool:
         """Whether (i, j) is kept exactly when (j, i) is, for keys that are the queries."""
-        offsets = set(self.skip)
-        return self.key_ids is None and all(-offset in offsets for offset in offsets)
+        # compared, not hashed: an offset may be the symbolic batch size of a compiled graph
+        closed = all(any(other == -offset for other in self.skip) for offset in self.skip)
+        return self.key_ids is None and closed
 
     def ids(self, n: int, m: int) -> tuple[Tensor | None, Tensor | None]:
         """The ids as int64 for ``n`` queries and ``m`` keys, lengths checked.

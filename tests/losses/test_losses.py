@@ -74,7 +74,7 @@ def test_reductions_and_weights(name):
     torch.testing.assert_close(function(z1, z2, weight=weight, reduction="none"), expected * share)
     ours = function(z1, z2, weight=weight)
     assert_equal_to(ours, (expected * share).sum() / share.sum(), (z1, z2), 1e-11)
-    assert float(function(z1, z2, weight=0 * weight)) == 0.0
+    assert float(function(z1, z2, weight=0 * weight).detach()) == 0.0
 
 
 @pytest.mark.parametrize("name", ["nt_xent", "info_nce", "clip"])
@@ -179,10 +179,13 @@ def test_tiny_losses_stay_accurate(name, dtype, tolerance, workspace):
         assert float((a.double() - b).norm() / b.norm()) < tolerance
 
 
+@pytest.mark.parametrize("options", [{}, {"tau_plus": 0.0}], ids=str)
 @pytest.mark.parametrize("name", PAIR_LOSSES)
-def test_batch_of_one(name):
+def test_batch_of_one(name, options):
+    if options and name not in ("debiased", "hard_negative"):
+        pytest.skip("has no tau_plus")
     z1, z2 = batch(1)
-    loss = getattr(f, name)(z1, z2)
+    loss = getattr(f, name)(z1, z2, **options)
     assert torch.isfinite(loss)
     assert all(torch.isfinite(g).all() for g in gradients(loss, (z1, z2)))
 
@@ -207,8 +210,10 @@ def test_learnable_temperature_is_exact(name):
 
 
 def test_learnable_temperature_is_clamped_and_can_come_back():
-    loss = fastcl.CLIPLoss(temperature=0.001, learnable=True, max_scale=100.0)
-    assert float(loss.temperature) == pytest.approx(0.01)
+    loss = fastcl.CLIPLoss(learnable=True, max_scale=100.0)
+    with torch.no_grad():
+        loss.logit_scale.fill_(9.0)
+    assert float(loss.temperature.detach()) == pytest.approx(0.01)
     (gradient,) = gradients(loss(*batch(dtype=torch.float32)), (loss.logit_scale,))
     assert float(gradient) != 0.0
 
@@ -278,6 +283,22 @@ def test_compiles_to_one_graph(name):
 
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_one_dynamic_graph_serves_every_batch_size(name):
+    graphs = []
+
+    def count(module, _):
+        graphs.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(getattr(f, name), fullgraph=True, dynamic=True, backend=count)
+    for n in (16, 24, 40, 48, 56, 64, 72, 80, 88, 96):
+        z1, z2 = batch(n, 8, torch.float32)
+        assert_equal_to(compiled(z1, z2), getattr(f, name)(z1, z2), (z1, z2), 1e-5)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
 def test_autocast_keeps_the_loss_in_fp32(name):
     z1, z2 = batch(dtype=torch.float32)
     expected = getattr(f, name)(z1, z2)
@@ -288,8 +309,48 @@ def test_autocast_keeps_the_loss_in_fp32(name):
     assert all(torch.isfinite(g).all() for g in gradients(loss, (z1, z2)))
 
 
+def test_third_derivatives():
+    z1, z2 = batch(4, 3)
+
+    def first_derivative(a, b):
+        value = f.nt_xent(a, b, 0.5).square()
+        return torch.autograd.grad(value, (a, b), create_graph=True)
+
+    assert torch.autograd.gradgradcheck(first_derivative, (z1, z2))
+
+
 def test_second_derivatives():
     z1, z2 = batch(5, 3)
     assert torch.autograd.gradgradcheck(lambda a, b: f.nt_xent(a, b, 0.5), (z1, z2))
     queue = torch.randn(6, 3, dtype=F64)
     assert torch.autograd.gradgradcheck(lambda a, b: f.info_nce(a, b, queue, 0.5), (z1, z2))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_torch_func_transforms():
+    z1, z2 = (z.detach() for z in batch(6, 4))
+
+    def loss(x):
+        return f.nt_xent(x, z2, 0.5)
+
+    def squared_gradient(x):
+        return torch.func.grad(loss)(x).square().sum()
+
+    x = z1.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    torch.testing.assert_close(torch.func.grad(loss)(z1), first.detach())
+    torch.testing.assert_close(torch.func.grad(squared_gradient)(z1), second)
+    several = torch.randn(3, 6, 4, dtype=F64)
+    one_by_one = torch.stack([torch.func.grad(loss)(z) for z in several])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(several), one_by_one)
+
+
+def test_forward_mode_is_refused_not_zero():
+    z1, z2 = (z.detach() for z in batch(6, 4))
+    with pytest.raises(NotImplementedError, match="fastcl has no forward-mode derivatives"):
+        torch.func.jvp(lambda x: f.nt_xent(x, z2), (z1,), (z1,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(z1, z2)
+        with pytest.raises(NotImplementedError, match="fastcl has no forward-mode derivatives"):
+            f.nt_xent(dual, z2)

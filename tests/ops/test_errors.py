@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from fastcl import Pairs, set_workspace
-from fastcl.ops import l2_normalize, similarity_logsumexp, similarity_sum, similarity_topk
+from fastcl.ops import (
+    l2_normalize,
+    l2_normalize_pair,
+    similarity_logsumexp,
+    similarity_sum,
+    similarity_topk,
+)
 
 Q, K = torch.randn(4, 3), torch.randn(5, 3)
 
@@ -25,6 +31,13 @@ Q, K = torch.randn(4, 3), torch.randn(5, 3)
         (lambda: similarity_sum(Q, K, 1.0, phi="tanh"), ValueError, "phi is 'tanh'"),
         (lambda: similarity_topk(Q, K, k=0), ValueError, "k is 0; expected at least 1"),
         (lambda: l2_normalize(torch.ones(3)), ValueError, r"x has shape \(3,\)"),
+        (lambda: l2_normalize(Q, eps=0.0), ValueError, "eps is 0.0; expected a positive number"),
+        (lambda: l2_normalize_pair(Q, K), ValueError, r"b has shape \(5, 3\).*expected shape \(4, 3\), the shape of a"),
+        (lambda: similarity_logsumexp(Q, K, "x"), TypeError, r"scale is 'x' \(str\); expected a number"),
+        (lambda: similarity_logsumexp(Q, K, 1.0, pairs=None), TypeError, "pairs is None .* expected fastcl.Pairs"),
+        (lambda: Pairs("same", [1, 2]), TypeError, r"query_ids is \[1, 2\] \(list\); expected a 1-D tensor of integers"),
+        (lambda: Pairs(skip=0), TypeError, "skip is 0; expected a tuple of integer offsets"),
+        (lambda: Pairs(skip=(1.5,)), TypeError, r"skip is \(1.5,\)"),
         (lambda: Pairs("equal"), ValueError, "relation is 'equal'"),
         (lambda: Pairs("same"), ValueError, "relation 'same' needs query_ids"),
         (lambda: Pairs("any", torch.arange(3)), ValueError, "relation 'any' takes no ids"),
