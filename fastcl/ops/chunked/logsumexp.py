@@ -227,6 +227,7 @@ def similarity_logsumexp_backward(
         return accumulate(p, scale, weigh_online, size, [*needs, False])[:4]
     u = by_row.against(fixed)
     v = None if by_column is None else by_column.against(fixed)
+    spare = None if v is None else p.scratch()
 
     def weigh_fixed(row_block, column_block, keys_block, scratch):
         if save == "exponentials":
@@ -239,8 +240,9 @@ def similarity_logsumexp_backward(
                 e.sub_(fixed)
             p.drop(e.exp2_(), row_block, column_block, 0.0)
         both = at(u, row_block)[:, None]
-        if v is not None:
-            both = both + at(v, column_block)
+        if v is not None and spare is not None:
+            out = spare[: scratch.numel()].view_as(scratch)
+            both = torch.add(both, at(v, column_block), out=out)
         return torch.mul(e, both, out=scratch)
 
     return accumulate(p, scale, weigh_fixed, size, [*needs, False])[:4]

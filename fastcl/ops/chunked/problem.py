@@ -66,13 +66,23 @@ class Problem:
         """N, M and D."""
         return self.queries.shape[0], self.keys.shape[0], self.queries.shape[1]
 
+    def tile(self) -> tuple[int, int]:
+        """Height and width of the largest tile."""
+        n, m, _ = self.shape
+        height, width = tile_shape(n, m, self.queries.device)
+        return (min(height, width),) * 2 if self.symmetric else (height, width)
+
+    def scratch(self) -> Tensor:
+        """Room for one tile. Taken once per sweep: the C library maps fresh pages for a block of
+        this size, and touching them costs as much as the arithmetic."""
+        height, width = self.tile()
+        return self.queries.new_empty(height * width)
+
     def tiles(self) -> Iterator[tuple[range, range, Tensor]]:
         """Row block, column block and scratch for their scores; the upper triangle if symmetric."""
         n, m, _ = self.shape
-        height, width = tile_shape(n, m, self.queries.device)
-        if self.symmetric:
-            height = width = min(height, width)
-        scratch = self.queries.new_empty(height * width)
+        height, width = self.tile()
+        scratch = self.scratch()
         for columns in blocks(m, width):
             for rows in blocks(columns.stop if self.symmetric else n, height):
                 tile = scratch[: len(rows) * len(columns)].view(len(rows), len(columns))
