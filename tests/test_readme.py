@@ -19,6 +19,10 @@ def test_python_blocks_run(readme):
         exec(compile(block, "README.md", "exec"), {})
 
 
+def test_nothing_is_left_to_fill_in(readme):
+    assert not re.search(r"^[A-Z]{4,}$|TODO|FIXME", readme, re.MULTILINE)
+
+
 def test_names_exist(readme):
     losses = set(re.findall(r"`(\w+Loss)\b", readme))
     assert losses == {name for name in fastcl.__all__ if name.endswith("Loss")}
