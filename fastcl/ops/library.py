@@ -30,8 +30,8 @@ def define(
     Arguments have no defaults and are passed by position. ``setup_context`` and ``backward`` are
     those of ``torch.autograd.Function``. Whoever traces (torch.compile, fake tensors, functorch,
     tensor subclasses) gets the operator; plain eager calls reach the same implementation and the
-    same formulas without it, because dispatch costs 20 microseconds an operator and a small loss
-    in plain PyTorch takes 250.
+    same formulas without it, because a small loss is little else than dispatch (see
+    ``python -m benchmarks.overhead``).
     """
     _library.define(f"{name}({arguments}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, implementation, "CompositeExplicitAutograd")

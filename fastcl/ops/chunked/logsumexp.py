@@ -5,8 +5,8 @@
 - *Online maximum*: a running maximum per row and per column, exact for any finite input. Taken
   where the fixed offset could lose a row, and on accelerators, where looking would stall them.
 
-Scores are in log2 units throughout (log2 e is folded into the queries): exp2 is four times as
-fast as exp on CPUs and native on GPUs.
+Scores are in log2 units throughout: log2 e is folded into the queries, and exp2 is the cheaper
+exponential on CPUs and the native one on GPUs.
 """
 
 from __future__ import annotations
