@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import tempfile
 import time
 import traceback
@@ -113,7 +114,7 @@ def check_distributed(
         inputs: tensors with one row per sample. Floating ones of two or more dimensions pass
             through the encoder, others (labels) come as they are. By default two views [13, 6].
         options: keyword arguments; tensors among them also have one row (or entry) per sample.
-        dtype: of the embeddings; parameters and gradients are float64 for float64, else float32.
+        dtype: of the embeddings; the encoder is float64, the loss's parameters only with float64.
         tolerance: largest deviation, relative to the largest entry of each tensor; by default
             1e-10 for float64, 1e-4 for float32, and what rounding costs in 16 bits.
         batches: rows on each rank for a number of ranks, ``{2: [8, 5]}``; by default unequal, the
@@ -138,7 +139,9 @@ def check_cases(
     worlds = sorted(set(world_size))
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
-        _start(max(worlds), cases, worlds, Path(folder), timeout)
+        # by file: pickled to another process, every tensor would take a file descriptor
+        torch.save(dict(cases), Path(folder, "cases"))
+        _start(max(worlds), worlds, Path(folder), timeout)
         results = {
             world: [torch.load(Path(folder, f"{world}-{rank}.pt")) for rank in range(world)]
             for world in {1, *worlds}
@@ -169,10 +172,10 @@ def _compare(name: str, case: Case, world: int, truth: dict, copies: list[dict])
 # --------------------------------------------------------------------------------- processes
 
 
-def _start(ranks: int, cases, worlds: list[int], folder: Path, timeout: float) -> None:
-    context = torch.multiprocessing.get_context("spawn")
+def _start(ranks: int, worlds: list[int], folder: Path, timeout: float) -> None:
+    context = _context()
     processes = [
-        context.Process(target=_work, args=(rank, cases, worlds, folder, timeout), daemon=True)
+        context.Process(target=_work, args=(rank, worlds, folder, timeout), daemon=True)
         for rank in range(ranks)
     ]
     for process in processes:
@@ -191,10 +194,21 @@ def _start(ranks: int, cases, worlds: list[int], folder: Path, timeout: float) -
             process.join()
 
 
-def _work(rank: int, cases: Mapping[str, Case], worlds, folder: Path, timeout: float) -> None:
+def _context():
+    """A way to start processes that does not fork this one, which may have threads: forks of a
+    server that has imported torch where there is such a thing, since importing takes seconds."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _work(rank: int, worlds: list[int], folder: Path, timeout: float) -> None:
     torch.set_num_threads(1)
     name = ""
     try:
+        cases: dict[str, Case] = torch.load(folder / "cases", weights_only=False)
         for world in sorted({1, *worlds}):
             if rank >= world:
                 continue
@@ -221,19 +235,20 @@ class _Trained(nn.Module):
 
     def __init__(self, case: Case):
         super().__init__()
-        parameters = torch.float64 if case.dtype == torch.float64 else torch.float32
         width = next(x.shape[-1] for x in case.inputs if _is_encoded(x))
         with torch.random.fork_rng():
             torch.manual_seed(1)
             self.encoder = nn.Sequential(nn.Linear(width, 16), nn.Tanh(), nn.Linear(16, 8))
-            self.encoder.to(parameters)
-        self.dtype, self.parameters_dtype = case.dtype, parameters
+        # in float64, so that embeddings round alike however the batch is divided
+        self.encoder.to(torch.float64)
+        self.dtype = case.dtype
         loss = copy.deepcopy(case.loss)
-        self.loss = loss.to(parameters) if isinstance(loss, nn.Module) else loss
+        wide = isinstance(loss, nn.Module) and case.dtype == torch.float64
+        self.loss = loss.to(torch.float64) if wide else loss
 
     def forward(self, *inputs, **options):
         embedded = [
-            self.encoder(x.to(self.parameters_dtype)).to(self.dtype) if _is_encoded(x) else x
+            self.encoder(x.to(torch.float64)).to(self.dtype) if _is_encoded(x) else x
             for x in inputs
         ]
         return self.loss(*embedded, **options)

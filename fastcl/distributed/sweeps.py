@@ -23,7 +23,7 @@ from ..ops import LogSumExp, Pairs, similarity_logsumexp, similarity_sum
 from ..ops.checks import as_scalar, as_vector
 from ..ops.pair_sums import pair_sums
 from ..ops.registry import accumulator
-from .transport import Transport
+from .transport import Transport, add
 
 
 @dataclass
@@ -223,12 +223,9 @@ class _Sweep(torch.autograd.Function):
 
         def visit(owners, shard, halved):
             block = shared.block(owners, shard, halved)
-            alone = reduction.symmetric and block is not None and block.keys is None
-            given = None
-            if needs[1] and not alone:
-                given = grad_queries.new_zeros((len(shard[0]), grad_queries.shape[1]))
             if block is None:
-                return given
+                return grad_queries.new_zeros(shard[0].shape) if needs[1] else None
+            alone = reduction.symmetric and block.keys is None
             theirs: list = [x[block.columns] for x in shard[count:]] or [None, None]
             wanted = [needs[0], needs[1] and not alone, *needs[2:]]
             to_queries, to_keys, to_parameters = reduction.gradients(
@@ -237,14 +234,18 @@ class _Sweep(torch.autograd.Function):
             )  # fmt: skip
             if needs[0]:
                 grad_queries[block.rows] += to_queries
-            if given is not None:
-                given[block.columns] = to_keys
             for total, part, needed in zip(grad_parameters, to_parameters, needs[2:], strict=True):
                 if needed:
                     total += part
-            return given
+            if not needs[1] or alone:
+                return None
+            if len(to_keys) < len(shard[0]):  # half of a shared block
+                whole = to_keys.new_zeros(shard[0].shape)
+                whole[block.columns] = to_keys
+                return whole
+            return to_keys
 
-        merge = torch.add if needs[1] else None
+        merge = add if needs[1] else None
         home = transport.sweep(travelling, visit, merge, reduction.symmetric, kept)
         if reduction.symmetric:
             grad_queries, home = grad_queries + home, None

@@ -22,6 +22,11 @@ Visit = Callable[[list[int], list[Tensor], bool], Tensor | None]
 Merge = Callable[[Tensor, Tensor], Tensor]
 
 
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """Gifts that are summed, such as gradients."""
+    return a.add_(b)
+
+
 class Transport:
     """Args: ``group``; ``sizes``, the number of keys on each rank."""
 
@@ -52,7 +57,8 @@ class Transport:
         Args:
             shard: this rank's tensors, their first dimension its keys.
             visit: called with one or more ranks' shards; returns what it gives their keys.
-            merge: how two gifts for the same keys become one; ``None``: nothing is given.
+            merge: how two gifts for the same keys become one, which may overwrite the first;
+                ``None``: nothing is given.
             symmetric: go half way round.
             kept: filled by a first sweep with what need not be sent again by a later one, whose
                 shard begins with the same tensors.
@@ -133,7 +139,7 @@ class Gather(Transport):
                     given.update(zip(owners, gifts.split(sizes), strict=True))
         if merge is None:
             return None
-        arrived = self._reduced(given) if merge is torch.add else self._merged(given, merge)
+        arrived = self._reduced(given) if merge is add else self._merged(given, merge)
         return arrived if home is None else merge(home, arrived)
 
     def _by_party(self, gathered: Tensor, parties: list[list[int]]) -> list[Tensor]:
