@@ -194,7 +194,7 @@ def plot(folder: Path, c: Cluster) -> None:
             axes[0].loglog(ranks, memory, style, color=colour, label=label)
             times = [seconds(p, mode, c)["step"] * 1e3 for p in problems]
             axes[1].loglog(ranks, times, style, color=colour, label=label)
-    axes[0].axhline(c.memory / 1e9, color="grey", lw=0.8)
+    axes[0].axhline(c.memory / 1e9, color="grey", lw=0.8, label="memory of one GPU")
     axes[0].set(xlabel="GPUs", ylabel="GB per GPU", title="memory (formula, checked)")
     axes[1].set(xlabel="GPUs", ylabel="ms per step", title="time (prediction)")
     axes[0].legend(fontsize=8)
@@ -271,7 +271,6 @@ def _count_bytes(group) -> list[int]:
 
 def check(rows: int, width: int) -> None:
     """Bytes sent and peak memory of rank 0, measured and by formula."""
-    os.environ["KINETO_LOG_LEVEL"] = "5"  # the profiler's own remarks
     print("| loss | ranks | key bytes | sent | formula | peak memory | formula |")
     print("|---|---|---|---|---|---|---|")
     for symmetric in (True, False):
