@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import Pairs, similarity_logsumexp, similarity_topk
+from ..distributed import Ranks, meet
+from ..ops import Pairs
 from ..ops.checks import check_features, precision_of
 from ..ops.pairs import describe
 from .common import (
     TemperatureLoss,
     check_vector,
-    class_slots,
-    class_sums,
     finish,
     scale_of,
     softmax_loss,
@@ -30,6 +29,8 @@ def sup_con(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """SupCon (Khosla et al. 2020, eqs. 2 and 3): every sample of the anchor's label is a positive.
 
@@ -49,7 +50,8 @@ def sup_con(
             view by view. An anchor without positives counts as 0 in each.
         return_metrics: also return a dict of 0-dim tensors: ``positive_similarity``,
             ``negative_similarity`` (mean cosines) and ``accuracy`` (the nearest other row has the
-            anchor's label; costs one more sweep).
+            anchor's label; costs two more sweeps).
+        distributed, process_group: as for :func:`nt_xent`; labels mean the same on every rank.
 
     Returns:
         The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
@@ -59,23 +61,28 @@ def sup_con(
     """
     _check_form(form)
     scale = scale_of(temperature)
+    own_labels = labels is None
     flat, labels, views = _flatten(features, labels)
     rows = unit_rows(flat, "features", normalize)
-    slots, members = class_slots(labels)
-    positives = members - 1
+    precision = precision_of(flat, None, None)
+    ranks = meet(
+        distributed, process_group, rows, reduction, loss="sup_con", form=form, scale=scale,
+        labels=own_labels, precision=precision, weight=weight, return_metrics=return_metrics,
+    )  # fmt: skip
+    if own_labels:  # a sample is unlike any of another rank
+        labels = labels + ranks.start
+    others = Pairs("same", labels, skip=(0,))
+    positive_cosines, positives = ranks.pair_sums(rows, rows, others)
     compute = _outside if form == "out" else _inside
-    positive_cosines = (rows * (class_sums(rows, slots) - rows)).sum(1)
-    losses = compute(
-        rows, labels, slots, positives, positive_cosines, scale, precision_of(flat, None, None)
-    )
+    losses = compute(ranks, rows, labels, positives, positive_cosines, scale, precision)
     losses = torch.where(positives > 0, losses, 0.0)
     metrics = None
     if return_metrics:
-        metrics = _metrics(rows.detach(), labels, positives, positive_cosines.detach())
+        metrics = _metrics(ranks, rows, labels, positives, positive_cosines, precision)
     if weight is not None:
         weight = check_vector(weight, "weight", features.shape[0], features, floats=True)
         weight = weight.repeat(views)
-    return finish(losses, reduction, weight, metrics)
+    return finish(losses, reduction, weight, metrics, ranks)
 
 
 def _check_form(form: str) -> None:
@@ -101,42 +108,56 @@ def _flatten(features: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, i
     return rows, labels, views
 
 
-def _outside(rows, labels, slots, positives, positive_cosines, scale, precision) -> Tensor:
+def _outside(ranks: Ranks, rows, labels, positives, positive_cosines, scale, precision) -> Tensor:
     """L_out: log-sum-exp over all others minus the positives' mean score."""
     mean_score = positive_cosines * scale / positives.clamp_min(1)
-    # One sweep serves both kinds of anchor. Rows with one positive share their slot, so the rule
-    # "different" leaves their negatives; every other row gets an id of its own.
+    # One sweep serves both kinds of anchor. Rows with one positive share their id with it, so the
+    # rule "different" leaves their negatives; every other row gets an id of its own. Even and odd
+    # ids keep the two apart.
     single = positives == 1
-    index = torch.arange(rows.shape[0], device=rows.device)
-    rule = Pairs("different", torch.where(single, slots, index + rows.shape[0]), skip=(0,))
-    sums = similarity_logsumexp(rows, None, scale, pairs=rule, precision=precision).rows
+    index = torch.arange(rows.shape[0], device=rows.device) + ranks.start
+    rule = Pairs("different", torch.where(single, 2 * labels, 2 * index + 1), skip=(0,))
+    sums = ranks.logsumexp(rows, None, scale, pairs=rule, precision=precision).rows
     others = torch.where(positives > 1, sums, mean_score)
     return torch.where(single, softmax_loss(mean_score, sums), others - mean_score)
 
 
-def _inside(rows, labels, slots, positives, positive_cosines, scale, precision) -> Tensor:
+def _inside(ranks: Ranks, rows, labels, positives, positive_cosines, scale, precision) -> Tensor:
     """L_in: -log of the positives' mean share of the softmax."""
-    negatives = similarity_logsumexp(
+    negatives = ranks.logsumexp(
         rows, None, scale, pairs=Pairs("different", labels, skip=(0,)), precision=precision
     ).rows
-    together = similarity_logsumexp(
+    together = ranks.logsumexp(
         rows, None, scale, pairs=Pairs("same", labels, skip=(0,)), precision=precision
     ).rows
     # an empty sum is -inf; its loss is overwritten, so it only must not poison the gradient
     together = torch.where(positives > 0, together, 0.0)
-    return softmax_loss(together, negatives) + positives.clamp_min(1).to(rows.dtype).log()
+    return softmax_loss(together, negatives) + positives.clamp_min(1).log()
 
 
 @torch.no_grad()
-def _metrics(rows, labels, positives, positive_cosines) -> dict[str, Tensor]:
-    n = rows.shape[0]
-    all_cosines = (rows * (rows.sum(0) - rows)).sum()
-    negative_count = n * (n - 1) - positives.sum()
-    nearest = similarity_topk(rows, None, k=1, pairs=Pairs(skip=(0,))).indices[:, 0]
+def _metrics(
+    ranks: Ranks, rows, labels, positives, positive_cosines, precision
+) -> dict[str, Tensor]:
+    def nearest(relation):
+        rule = Pairs(relation, labels, skip=(0,))
+        return ranks.logsumexp(
+            rows, None, 1.0, pairs=rule, maxima=True, precision=precision
+        ).row_max
+
+    all_cosines, others = ranks.pair_sums(rows, rows, Pairs(skip=(0,)))
+    n, right, positive, positives, everything, others = ranks.totals(
+        torch.ones_like(positives).sum(),
+        (nearest("same") > nearest("different")).to(rows.dtype).sum(),
+        positive_cosines.sum(),
+        positives.sum(),
+        all_cosines.sum(),
+        others.sum(),
+    )
     return {
-        "accuracy": (labels[nearest] == labels).to(rows.dtype).mean(),
-        "positive_similarity": positive_cosines.sum() / positives.sum().clamp_min(1),
-        "negative_similarity": (all_cosines - positive_cosines.sum()) / negative_count.clamp_min(1),
+        "accuracy": right / n,
+        "positive_similarity": positive / positives.clamp_min(1),
+        "negative_similarity": (everything - positive) / (others - positives).clamp_min(1),
     }
 
 
