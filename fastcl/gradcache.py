@@ -273,16 +273,22 @@ def _fitting_size(encoder: nn.Module, x) -> int:
     size = max(1, min(n, int(_SHARE * _free_bytes(device) / max(per_sample, 1.0))))
     if size < n:
         size = 2 ** (size.bit_length() - 1)
-    while device.type == "cuda":
+    if device.type == "cuda":
+        size = _backed_off(size, lambda size: _trial(module, x, size))
+    return size
+
+
+def _backed_off(size: int, trial: Callable[[int], Any]) -> int:
+    """``size``, halved until ``trial`` of it fits the memory of the accelerator."""
+    while True:
         try:
-            _trial(module, x, size)
-            break
+            trial(size)
+            return size
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # outside the handler, whose traceback holds what did not fit
         size //= 2
-    return size
 
 
 def _trial(module: nn.Module, x, size: int) -> float:

@@ -17,6 +17,7 @@ from ..ops.checks import as_scalar, check_features, precision_of
 from ..ops.pairs import describe
 from .common import (
     TemperatureLoss,
+    check_number,
     check_vector,
     finish,
     scale_of,
@@ -37,6 +38,7 @@ def memory_bank(
     *,
     form: str = "softmax",
     negatives: int | Tensor = 4096,
+    eps: float = 1e-7,
     weight: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -52,10 +54,10 @@ def memory_bank(
         temperature: positive number or one-element tensor (differentiable).
         form: ``"softmax"``, exact over all n samples (eq. 2), in O(B + n) memory;
             ``"sampled_softmax"``, over the positive and the drawn negatives (CMC);
-            ``"nce"``, noise-contrastive estimation with fixed Z (eqs. 4 to 8), without the
-            reference code's 1e-7 in the denominators.
+            ``"nce"``, noise-contrastive estimation with fixed Z (eqs. 4 to 8).
         negatives: of the sampled forms: how many to draw for each feature, uniformly, with
             replacement and the positive not excluded, as in the paper; or sample numbers [B, K].
+        eps: added to the denominators of ``"nce"``, as in the authors' code; 0 for the equations.
         weight: [B] floats; each sample's share, the mean becoming sum(w l) / sum(w).
         normalize: divide features by their length first.
         reduction: ``"mean"`` over B, ``"sum"``, or ``"none"`` for [B] losses.
@@ -69,6 +71,7 @@ def memory_bank(
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
     _check_form(form, return_metrics)
+    check_number(eps, "eps", 0.0)
     if not isinstance(bank, MemoryBank):
         raise TypeError(f"bank {describe(bank)}; expected a fastcl.MemoryBank")
     scale = scale_of(temperature)
@@ -84,7 +87,7 @@ def memory_bank(
     if form != "softmax":
         samples = torch.cat([indices[:, None], _drawn(negatives, indices, bank)], 1)
         scale = as_scalar(scale, "scale", rows, rows.dtype)
-        losses = _Sampled.apply(rows, scale, bank, samples, form)
+        losses = _Sampled.apply(rows, scale, bank, samples, form, eps)
         return finish(losses, reduction, weight, None)
 
     cosines = (rows * bank.features[indices].to(rows.dtype)).sum(1)
@@ -128,12 +131,12 @@ class _Sampled(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, scale, bank, samples, form):
+    def forward(ctx, rows, scale, bank, samples, form, eps):
         with torch.autocast(rows.device.type, enabled=False):
-            return _Sampled._forward(ctx, rows, scale, bank, samples, form)
+            return _Sampled._forward(ctx, rows, scale, bank, samples, form, eps)
 
     @staticmethod
-    def _forward(ctx, rows, scale, bank, samples, form):
+    def _forward(ctx, rows, scale, bank, samples, form, eps):
         def drawn():
             return _blocks(bank.features, samples, rows.dtype)
 
@@ -141,9 +144,12 @@ class _Sampled(torch.autograd.Function):
         scores = cosines * scale
         positive, others = scores[:, 0], scores[:, 1:]
         if form == "nce":
-            n, k = bank.features.shape[0], others.shape[1]
-            shift = (bank.normalizer(scores) + math.log(k / n)).to(scores.dtype)
+            # P / (P + c + eps) and c / (P + c + eps) with P = exp(s) / Z, c = K / n
+            k = others.shape[1]
+            noise = k / bank.features.shape[0]
+            shift = (bank.normalizer(scores) + math.log(noise + eps)).to(scores.dtype)
             losses = F.softplus(shift - positive) + F.softplus(others - shift).sum(1)
+            losses = losses + k * math.log1p(eps / noise)
             slopes = torch.sigmoid(scores - shift)  # d loss / d score
             slopes[:, 0] = -torch.sigmoid(shift - positive)
         else:
@@ -158,7 +164,7 @@ class _Sampled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         by_rows, by_scale = ctx.saved_tensors
-        return grad[:, None] * by_rows, (grad * by_scale).sum(), None, None, None
+        return grad[:, None] * by_rows, (grad * by_scale).sum(), None, None, None, None
 
 
 def _blocks(

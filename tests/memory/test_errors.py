@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcl import InfoNCELoss, NegativeQueue, NTXentLoss
+from fastcl import CMCLoss, InfoNCELoss, MemoryBank, NegativeQueue, NTXentLoss
 from fastcl import functional as f
 
 Z = torch.randn(4, 3)
@@ -28,6 +28,16 @@ Z = torch.randn(4, 3)
         (lambda q: NegativeQueue(3, 4.5), ValueError, "size is 4.5"),
         (lambda q: NegativeQueue(3, 4, dtype=torch.int8), TypeError, "dtype is torch.int8; expected float32"),
         (lambda q: NegativeQueue(3, 4, distributed="ring"), ValueError, "distributed is 'ring'"),
+        (lambda q: f.memory_bank(Z, torch.arange(4), q), TypeError, "bank is a NegativeQueue; expected a fastcl.MemoryBank"),
+        (lambda q: f.memory_bank(Z, torch.arange(4), MemoryBank(9, 2)), ValueError, "features .* expected width 2 on cpu, like the bank"),
+        (lambda q: f.memory_bank(Z, torch.arange(4), MemoryBank(3, 3)), ValueError, r"indices holds 1 outside \[0, 3\)"),
+        (lambda q: f.memory_bank(Z, torch.rand(4), MemoryBank(9, 3)), TypeError, "indices .* expected a tensor of 4 integers"),
+        (lambda q: f.memory_bank(Z, torch.arange(4), MemoryBank(9, 3), form="full"), ValueError, "form is 'full'"),
+        (lambda q: f.memory_bank(Z, torch.arange(4), MemoryBank(9, 3), form="nce", negatives=0), ValueError, "negatives is 0"),
+        (lambda q: f.memory_bank(Z, torch.arange(4), MemoryBank(9, 3), form="nce", negatives=torch.arange(4)), ValueError, r"negatives .* expected sample numbers \[4, K\]"),
+        (lambda q: MemoryBank(9, 3).update(torch.arange(3), Z), ValueError, "indices .* expected 4 integers"),
+        (lambda q: MemoryBank(9, 3, momentum=2.0), ValueError, "momentum is 2.0"),
+        (lambda q: CMCLoss(9, 3)(Z, indices=torch.arange(4)), ValueError, "features came 1; expected 2 views"),
     ],
 )  # fmt: skip
 def test_error(call, error, message):
