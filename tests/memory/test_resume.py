@@ -46,9 +46,8 @@ def test_kill_and_resume_is_bit_for_bit(tmp_path):
     names, tensors = ours["modules"].keys(), tree_flatten(expected)[0]
     assert {"loss.queue.keys", "loss.queue.pointer", "bank.bank.features"} <= set(names)
     for a, b in zip(tree_flatten(ours)[0], tensors, strict=True):
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, (
-            f"killed last after step {last}"
-        )
+        same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        assert same, f"killed last after step {last}"
 
 
 def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path):
