@@ -156,7 +156,8 @@ class GradCache:
                 parts.append(batch.embed())
             if self.progress is not None:
                 self.progress("embed", done, len(batches))
-        torch.clear_autocast_cache()  # weights cast without a graph must not serve the second pass
+        # up to torch 2.10 weights cast without a graph would serve the second pass, and lose theirs
+        torch.clear_autocast_cache()
         return parts
 
     def _backward(self, batches: list[_MicroBatch], gradients: list) -> None:
@@ -170,7 +171,6 @@ class GradCache:
                     embedding = batch.embed()
                 with _no_autocast():
                     embedding.backward(gradients[batch.input][batch.rows])
-            torch.clear_autocast_cache()
             if self.progress is not None:
                 self.progress("backward", index + 1, len(batches))
 
@@ -314,7 +314,6 @@ def _trial(module: nn.Module, x, size: int) -> float:
             torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
     finally:
         _restore(module, buffers)
-        torch.clear_autocast_cache()
     return float(sum(kept.values()))
 
 

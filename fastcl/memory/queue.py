@@ -28,10 +28,13 @@ class NegativeQueue(Store):
     With a process group every rank's keys enter in the order of ranks, unequal batches included:
 
     - ``distributed="gather"``: each rank stores them all; losses then need no communication.
-    - ``distributed="shard"``: slot s is stored by rank s mod W. A loss sends its queries round
-      and merges the partial log-sum-exps; value and gradient are those of ``"gather"``, at a W-th
-      of the memory and of the work per query. Every rank must call the loss and its backward, and
-      has a state of its own to save.
+    - ``distributed="shard"``: slot s is stored by rank s mod W, a W-th of the memory. A loss sends
+      its queries to all ranks and merges the partial log-sum-exps; value, gradient and work per
+      rank are those of ``"gather"``. Each rank has a state of its own to save.
+
+    All ranks enqueue together and, sharded, take the loss and its backward together. A loss is
+    the mean over the rank's own queries, so DDP's average is the global mean where batches are
+    equal.
 
     Args:
         dim: width D of the keys.

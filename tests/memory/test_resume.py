@@ -50,10 +50,13 @@ def test_kill_and_resume_is_bit_for_bit(tmp_path):
         assert same, f"killed last after step {last}"
 
 
-def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path):
+def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "run.pt"
     save_checkpoint({"step": torch.tensor(1)}, path)
     with pytest.raises(AttributeError, match="local"):
         save_checkpoint({"step": torch.tensor(2), "bad": lambda: 0}, path)
+    monkeypatch.setattr("os.replace", lambda *names: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):  # all is written, and still nothing has changed
+        save_checkpoint({"step": torch.tensor(2)}, path)
     assert int(torch.load(path)["step"]) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
