@@ -122,12 +122,13 @@ class MemoryBank(Store):
         The first batch of scores, of samples drawn uniformly, fixes it as n times their mean
         exponential; before, in evaluation mode, each batch gives its own.
         """
-        estimate = torch.logsumexp(scores.flatten(), 0).double()
-        if rank_and_size(self.group)[1] > 1:  # one constant for all ranks
-            counts = [1] * rank_and_size(self.group)[1]
-            estimate = torch.logsumexp(gather_rows(estimate[None], counts, self.group), 0)
-            estimate = estimate - math.log(len(counts))
-        estimate = estimate + math.log(self.features.shape[0]) - math.log(scores.numel())
+        total = torch.logsumexp(scores.flatten(), 0).double()
+        number = torch.full_like(total, scores.numel())
+        ranks = rank_and_size(self.group)[1]
+        if ranks > 1:  # one constant for all ranks
+            both = gather_rows(torch.stack([total, number])[None], [1] * ranks, self.group)
+            total, number = torch.logsumexp(both[:, 0], 0), both[:, 1].sum()
+        estimate = total - number.log() + math.log(self.features.shape[0])
         fixed = torch.where(self.log_normalizer.isnan(), estimate, self.log_normalizer)
         if self.training:
             self.log_normalizer.copy_(fixed)
