@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..distributed import meet
 from ..memory import MemoryBank
 from ..ops import Pairs, similarity_logsumexp
 from ..ops.checks import as_scalar, check_features, precision_of
@@ -43,6 +44,8 @@ def memory_bank(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """Each feature is classified among all samples of the data set (Wu et al. 2018).
 
@@ -62,6 +65,7 @@ def memory_bank(
         normalize: divide features by their length first.
         reduction: ``"mean"`` over B, ``"sum"``, or ``"none"`` for [B] losses.
         return_metrics: with ``"softmax"``, as for :func:`nt_xent`.
+        distributed, process_group: as for :func:`nt_xent`; the mean is then the global one.
 
     Returns:
         The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics). The sampled forms have no
@@ -84,11 +88,15 @@ def memory_bank(
         )
     rows = unit_rows(features, "features", normalize)
     indices = bank.check_indices(indices, rows.shape[0])
+    ranks = meet(
+        distributed, process_group, rows, reduction, loss="memory_bank", form=form, scale=scale,
+        weight=weight, return_metrics=return_metrics,
+    )  # fmt: skip
     if form != "softmax":
         samples = torch.cat([indices[:, None], _drawn(negatives, indices, bank)], 1)
         scale = as_scalar(scale, "scale", rows, rows.dtype)
         losses = _Sampled.apply(rows, scale, bank, samples, form, eps)
-        return finish(losses, reduction, weight, None)
+        return finish(losses, reduction, weight, None, ranks)
 
     cosines = (rows * bank.features[indices].to(rows.dtype)).sum(1)
     positive = cosines * scale
@@ -101,8 +109,9 @@ def memory_bank(
     if return_metrics:
         total = bank.features.sum(0, dtype=rows.dtype)
         sums = (rows.detach() * total).sum(1) - cosines.detach()
-        metrics = softmax_metrics(cosines, positive, others, sums, torch.full_like(sums, n - 1))
-    return finish(softmax_loss(positive, others.rows), reduction, weight, metrics)
+        count = torch.full_like(sums, n - 1)
+        metrics = softmax_metrics(cosines, positive, others, sums, count, ranks)
+    return finish(softmax_loss(positive, others.rows), reduction, weight, metrics, ranks)
 
 
 def _check_form(form: str, return_metrics: bool) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..distributed import meet
 from ..memory.queue import NegativeQueue, check_queue, merge, stored_precision
-from ..ops import LogSumExp, Pairs, similarity_logsumexp
+from ..ops import LogSumExp, Pairs
 from ..ops.checks import check_features, check_same_width, precision_of
 from ..ops.pairs import describe
 from .common import (
@@ -20,7 +21,6 @@ from .common import (
     check_number,
     check_vector,
     finish,
-    negative_sums,
     scale_of,
     smooth,
     softmax_loss,
@@ -42,6 +42,8 @@ def nt_xent(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """NT-Xent, the loss of SimCLR (Chen et al. 2020, eq. 1), over the 2B rows of two views.
 
@@ -60,22 +62,32 @@ def nt_xent(
         return_metrics: also return a dict of 0-dim tensors from the same sweep: ``accuracy``
             (the positive beats every negative), ``positive_similarity``, ``negative_similarity``
             (mean cosines) and ``effective_negatives`` (mean of sum_j exp(s_j - max_j s_j)).
+        distributed: ``"gather"`` or ``"ring"``: the rows of all ranks are one batch, of which
+            every rank returns the mean; see :mod:`fastcl.distributed`.
+        process_group: whose ranks; ``None`` for all.
 
     Returns:
         The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range; ranks that
+            disagree.
+        RuntimeError: a rank that ended or does not answer.
     """
     check_fraction(label_smoothing, "label_smoothing")
     scale = scale_of(temperature)
     views = Views.of(z1, z2, ids, normalize)
-    negatives = similarity_logsumexp(
+    ranks = meet(
+        distributed, process_group, views.rows, reduction, loss="nt_xent", scale=scale, ids=ids,
+        precision=views.precision, weight=weight, label_smoothing=label_smoothing,
+        return_metrics=return_metrics, queue=queue is not None,
+    )  # fmt: skip
+    negatives = ranks.logsumexp(
         views.rows, None, scale, pairs=views.pairs, maxima=return_metrics, precision=views.precision
     )
     extra = None
     if label_smoothing or return_metrics:
-        extra = negative_sums(views.rows, views.rows, views.pairs)
+        extra = ranks.pair_sums(views.rows, views.rows, views.pairs)
     if queue is not None:
         negatives, extra = _with_queue(
             queue, views.rows, scale, views.pairs.query_ids, normalize, return_metrics,
@@ -89,8 +101,8 @@ def nt_xent(
         if label_smoothing:
             losses = smooth(losses, positive, scale, sums, count, label_smoothing)
         if return_metrics:
-            metrics = softmax_metrics(views.cosines, positive, negatives, sums, count)
-    return finish(losses, reduction, views.repeat(weight), metrics)
+            metrics = softmax_metrics(views.cosines, positive, negatives, sums, count, ranks)
+    return finish(losses, reduction, views.repeat(weight), metrics, ranks)
 
 
 def _with_queue(
@@ -183,6 +195,8 @@ def info_nce(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """InfoNCE (van den Oord et al. 2018, eq. 4): each query picks its key among negatives.
 
@@ -190,14 +204,16 @@ def info_nce(
         query, positive_key: [N, D], row by row.
         negative_keys: ``None`` for the other queries' positive keys (none with a queue),
             [M, D] shared by all queries, or [N, M, D] of each query's own. Shared keys that need
-            no gradient make the backward free.
+            no gradient make the backward free. With ``distributed``, every rank's queries share
+            the negatives of all ranks.
         temperature: positive number or one-element tensor (differentiable).
         queue: its keys are negatives of every query, beside ``negative_keys`` if there are any
             (MoCo: He et al. 2020, eq. 1); read, not changed. While it is empty and alone, the loss
             is 0.
         ids: [N] integers; a key of equal id is never a negative.
         negative_ids: [M] integers, the ids of shared ``negative_keys``; goes with ``ids``.
-        weight, label_smoothing, normalize, return_metrics: as for :func:`nt_xent`.
+        weight, label_smoothing, normalize, return_metrics, distributed, process_group: as for
+            :func:`nt_xent`.
         margin: taken off the positive's cosine before it is scaled.
         reduction: ``"mean"`` over N, ``"sum"``, or ``"none"`` for [N] losses.
 
@@ -214,6 +230,11 @@ def info_nce(
     rows, positives = both.split(n)
     extra: tuple[Tensor, Tensor] | None = None  # sums over negatives and their number
     negatives: LogSumExp | None = None
+    facts = {
+        "loss": "info_nce", "scale": scale, "ids": ids, "weight": weight, "margin": margin,
+        "label_smoothing": label_smoothing, "return_metrics": return_metrics,
+        "queue": queue is not None,
+    }  # fmt: skip
     if isinstance(negative_keys, Tensor) and negative_keys.dim() == 3:
         check_features(negative_keys, "negative_keys", "[N, M, D]")
         check_same_width(query, negative_keys, "query", "negative_keys")
@@ -222,10 +243,12 @@ def info_nce(
                 f"negative_keys {describe(negative_keys)}; as each query's own negatives they "
                 f"need a first dimension of {n} and take no ids"
             )
+        ranks = meet(distributed, process_group, rows, reduction, negatives="own", **facts)
         negatives, sums, count = _paired_negatives(rows, negative_keys, scale, normalize)
         extra = sums, count
         precision = precision_of(query, positive_key, None)
     elif queue is not None and negative_keys is None:
+        ranks = meet(distributed, process_group, rows, reduction, negatives="queue", **facts)
         precision = precision_of(query, positive_key, None)
         if ids is not None:
             ids = check_vector(ids, "ids", n, rows)
@@ -243,11 +266,15 @@ def info_nce(
             )
         in_batch = negative_keys is None
         pairs = _shared_rule(ids, negative_ids, in_batch, n, keys.shape[0], rows)
-        negatives = similarity_logsumexp(
+        ranks = meet(
+            distributed, process_group, keys, reduction, precision=precision,
+            negatives="in batch" if in_batch else "shared", **facts,
+        )  # fmt: skip
+        negatives = ranks.logsumexp(
             rows, keys, scale, pairs=pairs, maxima=return_metrics, precision=precision
         )
         if label_smoothing or return_metrics:
-            extra = negative_sums(rows, keys, pairs)
+            extra = ranks.pair_sums(rows, keys, pairs)
     if queue is not None:
         negatives, extra = _with_queue(
             queue, rows, scale, ids, normalize, return_metrics, precision, negatives, extra
@@ -261,8 +288,8 @@ def info_nce(
         if label_smoothing:
             losses = smooth(losses, positive, scale, *extra, label_smoothing)
         if return_metrics:
-            metrics = softmax_metrics(cosines, positive, negatives, *extra)
-    return finish(losses, reduction, weight, metrics)
+            metrics = softmax_metrics(cosines, positive, negatives, *extra, ranks)
+    return finish(losses, reduction, weight, metrics, ranks)
 
 
 class InfoNCELoss(TemperatureLoss):
@@ -299,29 +326,35 @@ class InfoNCELoss(TemperatureLoss):
 
 
 def _both_directions(
-    a, b, names, scale, ids, weight, label_smoothing, margin, normalize, reduction, return_metrics
-):
+    a, b, names, scale, ids, weight, label_smoothing, margin, normalize, reduction, return_metrics,
+    distributed, process_group,
+):  # fmt: skip
     """Mean of the row and column softmax losses of two aligned batches, from one sweep."""
     check_fraction(label_smoothing, "label_smoothing")
     both_rows, cosines = unit_pair(a, b, names, normalize)
     n = a.shape[0]
     rows, columns = both_rows.split(n)
     pairs = _shared_rule(ids, None, True, n, n, rows)
-    both = similarity_logsumexp(
-        rows, columns, scale, pairs=pairs, columns=True, maxima=return_metrics,
-        precision=precision_of(a, b, None),
+    precision = precision_of(a, b, None)
+    ranks = meet(
+        distributed, process_group, columns, reduction, loss="clip", scale=scale, ids=ids,
+        precision=precision, weight=weight, label_smoothing=label_smoothing, margin=margin,
+        return_metrics=return_metrics,
     )  # fmt: skip
+    both = ranks.logsumexp(
+        rows, columns, scale, pairs=pairs, columns=True, maxima=return_metrics, precision=precision
+    )
     positive = (cosines - margin) * scale
     losses = 0.5 * (softmax_loss(positive, both.rows) + softmax_loss(positive, both.columns))
     metrics = None
     if label_smoothing or return_metrics:
-        sums, count = negative_sums(rows, columns, pairs)
+        sums, count = ranks.pair_sums(rows, columns, pairs)
         if label_smoothing:
-            back, _ = negative_sums(columns, rows, pairs)
+            back, _ = ranks.pair_sums(columns, rows, pairs)
             losses = smooth(losses, positive, scale, 0.5 * (sums + back), count, label_smoothing)
         if return_metrics:
-            metrics = softmax_metrics(cosines, positive, both, sums, count)
-    return finish(losses, reduction, weight, metrics)
+            metrics = softmax_metrics(cosines, positive, both, sums, count, ranks)
+    return finish(losses, reduction, weight, metrics, ranks)
 
 
 def clip(
@@ -336,6 +369,8 @@ def clip(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """The loss of CLIP (Radford et al. 2021, fig. 3): both directions of a softmax, averaged.
 
@@ -344,7 +379,7 @@ def clip(
         temperature: positive number or one-element tensor (differentiable).
         logit_scale: inverse temperature, already exponentiated; replaces ``temperature``.
         ids: [N] integers; pairs of equal id are never each other's negatives.
-        weight, label_smoothing, normalize: as for :func:`nt_xent`.
+        weight, label_smoothing, normalize, distributed, process_group: as for :func:`nt_xent`.
         reduction: ``"mean"`` over N pairs, ``"sum"``, or ``"none"`` for [N] losses.
         return_metrics: as for :func:`nt_xent`, from image to text.
 
@@ -357,7 +392,7 @@ def clip(
     scale = scale_of(temperature, logit_scale)
     return _both_directions(
         image_features, text_features, ("image_features", "text_features"), scale, ids, weight,
-        label_smoothing, 0.0, normalize, reduction, return_metrics,
+        label_smoothing, 0.0, normalize, reduction, return_metrics, distributed, process_group,
     )  # fmt: skip
 
 
@@ -389,6 +424,8 @@ def margin_softmax(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """Additive margin softmax over the batch (Yang et al. 2019, eqs. 5 and 6; LaBSE).
 
@@ -398,7 +435,8 @@ def margin_softmax(
         margin: taken off the positive's cosine before it is scaled.
         bidirectional: average the losses of queries over keys and of keys over queries (one
             sweep), else queries over keys only.
-        ids, weight, label_smoothing, normalize, reduction, return_metrics: as for :func:`clip`.
+        ids, weight, label_smoothing, normalize, reduction, return_metrics, distributed,
+            process_group: as for :func:`clip`.
 
     Returns:
         The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
@@ -410,12 +448,13 @@ def margin_softmax(
     if bidirectional:
         return _both_directions(
             query, positive_key, ("query", "positive_key"), scale_of(temperature), ids, weight,
-            label_smoothing, margin, normalize, reduction, return_metrics,
+            label_smoothing, margin, normalize, reduction, return_metrics, distributed,
+            process_group,
         )  # fmt: skip
     return info_nce(
         query, positive_key, None, temperature, ids=ids, weight=weight, margin=margin,
         label_smoothing=label_smoothing, normalize=normalize, reduction=reduction,
-        return_metrics=return_metrics,
+        return_metrics=return_metrics, distributed=distributed, process_group=process_group,
     )  # fmt: skip
 
 

@@ -33,8 +33,7 @@ class NegativeQueue(Store):
       rank are those of ``"gather"``. Each rank has a state of its own to save.
 
     All ranks enqueue together and, sharded, take the loss and its backward together. A loss is
-    the mean over the rank's own queries, so DDP's average is the global mean where batches are
-    equal.
+    the mean over the rank's own queries, or with its own ``distributed=`` the global mean.
 
     Args:
         dim: width D of the keys.

@@ -2,13 +2,14 @@
 
 import torch
 
-from . import chunked, cpu, reference
+from . import chunked, cpu, reference, triton
 from .normalize import l2_normalize, l2_normalize_pair
 from .pairs import ALL, Pairs
 from .registry import Backend, backends, register, set_workspace, use_backend
 from .similarity import LogSumExp, TopK, similarity_logsumexp, similarity_sum, similarity_topk
 
 register(cpu.BACKEND)
+register(triton.BACKEND)
 register(Backend("chunked", chunked, detail=f"torch {torch.__version__}, any device"))
 register(Backend("reference", reference, detail="dense float64; the oracle"))
 

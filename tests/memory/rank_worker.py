@@ -85,6 +85,25 @@ def check_queue(queue, slots, own, entered):
         torch.testing.assert_close(queue.keys, torch.stack([slots[s][0] for s in own]))
 
 
+def check_global_mean():
+    """A sharded queue in a loss over all ranks: value and averaged gradients as gathered."""
+    results = []
+    for distributed in ("gather", "shard"):
+        torch.manual_seed(0)
+        queue = NegativeQueue(D, SIZE, dtype=F64, distributed=distributed)
+        queue.enqueue(torch.randn(5 + rank, D, dtype=F64))
+        loss = NTXentLoss(0.2, queue=queue, learnable=True, distributed="ring").double()
+        encoder = torch.nn.Linear(4, D).double()
+        z1, z2 = (encoder(torch.randn(2 + 3 * rank, 4, dtype=F64)) for _ in range(2))
+        value = loss(z1, z2)
+        grads = torch.autograd.grad(value, [*encoder.parameters(), loss.logit_scale])
+        for grad in grads:
+            dist.all_reduce(grad)
+        results.append((value.detach(), *grads))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-13)
+
+
 def check_refusals(queue, made_before_the_group):
     state = queue.state_dict()
     assert state["keys"].shape == (len(range(rank, SIZE, ranks)), D)
@@ -133,6 +152,7 @@ def main():
     for name, make in LOSSES.items():
         queue = check_loss(name, make)
     check_refusals(queue, early)
+    check_global_mean()
     check_shuffle()
     check_bank()
     dist.barrier()
