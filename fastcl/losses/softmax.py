@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import meet
+from ..memory.queue import NegativeQueue, check_queue, merge, stored_precision
 from ..ops import LogSumExp, Pairs
 from ..ops.checks import check_features, check_same_width, precision_of
 from ..ops.pairs import describe
@@ -34,6 +35,7 @@ def nt_xent(
     z2: Tensor,
     temperature: float | Tensor = 0.1,
     *,
+    queue: NegativeQueue | None = None,
     ids: Tensor | None = None,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
@@ -50,9 +52,11 @@ def nt_xent(
     Args:
         z1, z2: [B, D], any float dtype; row i of one is the other view of row i of the other.
         temperature: positive number or one-element tensor (differentiable).
-        ids: [B] integers; samples of equal id are never each other's negatives.
+        queue: its keys are further negatives of every row; read, not changed.
+        ids: [B] integers; samples of equal id are never each other's negatives, nor are queue
+            keys of equal id.
         weight: [B] floats; each sample's share, the mean becoming sum(w l) / sum(w).
-        label_smoothing: share of the target spread evenly over all 2B - 1 candidates.
+        label_smoothing: share of the target spread evenly over all candidates.
         normalize: divide rows by their length first.
         reduction: ``"mean"`` over 2B rows, ``"sum"``, or ``"none"`` for [2B] losses.
         return_metrics: also return a dict of 0-dim tensors from the same sweep: ``accuracy``
@@ -76,16 +80,24 @@ def nt_xent(
     ranks = meet(
         distributed, process_group, views.rows, reduction, loss="nt_xent", scale=scale, ids=ids,
         precision=views.precision, weight=weight, label_smoothing=label_smoothing,
-        return_metrics=return_metrics,
+        return_metrics=return_metrics, queue=queue is not None,
     )  # fmt: skip
     negatives = ranks.logsumexp(
         views.rows, None, scale, pairs=views.pairs, maxima=return_metrics, precision=views.precision
     )
+    extra = None
+    if label_smoothing or return_metrics:
+        extra = ranks.pair_sums(views.rows, views.rows, views.pairs)
+    if queue is not None:
+        negatives, extra = _with_queue(
+            queue, views.rows, scale, views.pairs.query_ids, normalize, return_metrics,
+            views.precision, negatives, extra,
+        )  # fmt: skip
     positive = views.cosines * scale
     losses = softmax_loss(positive, negatives.rows)
     metrics = None
-    if label_smoothing or return_metrics:
-        sums, count = ranks.pair_sums(views.rows, views.rows, views.pairs)
+    if extra is not None:
+        sums, count = extra
         if label_smoothing:
             losses = smooth(losses, positive, scale, sums, count, label_smoothing)
         if return_metrics:
@@ -93,19 +105,48 @@ def nt_xent(
     return finish(losses, reduction, views.repeat(weight), metrics, ranks)
 
 
-class NTXentLoss(TemperatureLoss):
-    """:func:`~fastcl.functional.nt_xent` as a module: ``NTXentLoss(0.1)(z1, z2)``."""
+def _with_queue(
+    queue, rows, scale, ids, normalize, maxima, precision, negatives: LogSumExp | None, extra
+) -> tuple[LogSumExp, tuple[Tensor, Tensor] | None]:
+    """``negatives`` (``None``: no others) and ``extra``, if any, with the queue's keys."""
+    check_queue(queue, normalize)
+    found = queue.logsumexp(
+        rows, scale, relation="any" if ids is None else "different", ids=ids, maxima=maxima,
+        precision=stored_precision(precision, queue),
+    )  # fmt: skip
+    if extra is not None:
+        extra = tuple(a + b for a, b in zip(extra, queue.negative_sums(rows, ids), strict=True))
+    return found if negatives is None else merge(negatives, found), extra
 
-    def __init__(self, temperature: float = 0.1, *, label_smoothing: float = 0.0, **options):
+
+class NTXentLoss(TemperatureLoss):
+    """:func:`~fastcl.functional.nt_xent` as a module: ``NTXentLoss(0.1)(z1, z2)``.
+
+    With a ``queue``, both views enter it, with ``ids``, after the loss is taken (in training mode).
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        label_smoothing: float = 0.0,
+        queue: NegativeQueue | None = None,
+        **options,
+    ):
         super().__init__(temperature, **options)
         check_fraction(label_smoothing, "label_smoothing")
         self.label_smoothing = label_smoothing
+        self.queue = None if queue is None else check_queue(queue, self.normalize)
 
     def forward(self, z1, z2, *, ids=None, weight=None):
-        return nt_xent(
-            z1, z2, self.temperature, ids=ids, weight=weight,
+        result = nt_xent(
+            z1, z2, self.temperature, queue=self.queue, ids=ids, weight=weight,
             label_smoothing=self.label_smoothing, **self.options(),
         )  # fmt: skip
+        if self.queue is not None:
+            both = None if ids is None else torch.cat([ids, ids])
+            self.queue.enqueue(torch.cat([z1.detach(), z2.detach()]), both)
+        return result
 
 
 def _paired_negatives(rows, negative_keys, scale, normalize) -> tuple[LogSumExp, Tensor, Tensor]:
@@ -145,6 +186,7 @@ def info_nce(
     negative_keys: Tensor | None = None,
     temperature: float | Tensor = 0.1,
     *,
+    queue: NegativeQueue | None = None,
     ids: Tensor | None = None,
     negative_ids: Tensor | None = None,
     weight: Tensor | None = None,
@@ -160,11 +202,14 @@ def info_nce(
 
     Args:
         query, positive_key: [N, D], row by row.
-        negative_keys: ``None`` for the other queries' positive keys, [M, D] shared by all
-            queries, or [N, M, D] of each query's own. Shared keys that need no gradient (a queue)
-            make the backward free. With ``distributed``, every rank's queries share the negatives
-            of all ranks.
+        negative_keys: ``None`` for the other queries' positive keys (none with a queue),
+            [M, D] shared by all queries, or [N, M, D] of each query's own. Shared keys that need
+            no gradient make the backward free. With ``distributed``, every rank's queries share
+            the negatives of all ranks.
         temperature: positive number or one-element tensor (differentiable).
+        queue: its keys are negatives of every query, beside ``negative_keys`` if there are any
+            (MoCo: He et al. 2020, eq. 1); read, not changed. While it is empty and alone, the loss
+            is 0.
         ids: [N] integers; a key of equal id is never a negative.
         negative_ids: [M] integers, the ids of shared ``negative_keys``; goes with ``ids``.
         weight, label_smoothing, normalize, return_metrics, distributed, process_group: as for
@@ -184,9 +229,11 @@ def info_nce(
     n = query.shape[0]
     rows, positives = both.split(n)
     extra: tuple[Tensor, Tensor] | None = None  # sums over negatives and their number
+    negatives: LogSumExp | None = None
     facts = {
         "loss": "info_nce", "scale": scale, "ids": ids, "weight": weight, "margin": margin,
         "label_smoothing": label_smoothing, "return_metrics": return_metrics,
+        "queue": queue is not None,
     }  # fmt: skip
     if isinstance(negative_keys, Tensor) and negative_keys.dim() == 3:
         check_features(negative_keys, "negative_keys", "[N, M, D]")
@@ -199,6 +246,14 @@ def info_nce(
         ranks = meet(distributed, process_group, rows, reduction, negatives="own", **facts)
         negatives, sums, count = _paired_negatives(rows, negative_keys, scale, normalize)
         extra = sums, count
+        precision = precision_of(query, positive_key, None)
+    elif queue is not None and negative_keys is None:
+        ranks = meet(distributed, process_group, rows, reduction, negatives="queue", **facts)
+        precision = precision_of(query, positive_key, None)
+        if ids is not None:
+            ids = check_vector(ids, "ids", n, rows)
+        if label_smoothing or return_metrics:
+            extra = rows.new_zeros(()), rows.new_zeros(())
     else:
         if negative_keys is None:
             keys, precision = positives, precision_of(query, positive_key, None)
@@ -220,6 +275,11 @@ def info_nce(
         )
         if label_smoothing or return_metrics:
             extra = ranks.pair_sums(rows, keys, pairs)
+    if queue is not None:
+        negatives, extra = _with_queue(
+            queue, rows, scale, ids, normalize, return_metrics, precision, negatives, extra
+        )
+    assert negatives is not None
 
     positive = (cosines - margin) * scale
     losses = softmax_loss(positive, negatives.rows)
@@ -233,21 +293,36 @@ def info_nce(
 
 
 class InfoNCELoss(TemperatureLoss):
-    """:func:`~fastcl.functional.info_nce` as a module."""
+    """:func:`~fastcl.functional.info_nce` as a module.
 
-    def __init__(self, temperature: float = 0.1, *, label_smoothing: float = 0.0, **options):
+    With a ``queue`` (MoCo), positive keys enter it, with ``ids``, after the loss is taken (in
+    training mode).
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        label_smoothing: float = 0.0,
+        queue: NegativeQueue | None = None,
+        **options,
+    ):
         super().__init__(temperature, **options)
         check_fraction(label_smoothing, "label_smoothing")
         self.label_smoothing = label_smoothing
+        self.queue = None if queue is None else check_queue(queue, self.normalize)
 
     def forward(
         self, query, positive_key, negative_keys=None, *, ids=None, negative_ids=None, weight=None
     ):
-        return info_nce(
-            query, positive_key, negative_keys, self.temperature, ids=ids,
+        result = info_nce(
+            query, positive_key, negative_keys, self.temperature, queue=self.queue, ids=ids,
             negative_ids=negative_ids, weight=weight, label_smoothing=self.label_smoothing,
             **self.options(),
         )  # fmt: skip
+        if self.queue is not None:
+            self.queue.enqueue(positive_key.detach(), ids)
+        return result
 
 
 def _both_directions(

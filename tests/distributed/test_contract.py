@@ -73,7 +73,28 @@ def cases():
         found[f"info_nce {mode} own negatives"] = Case(
             fastcl.InfoNCELoss(**learnable), (FEATURES, VIEWS[:, 0], VIEWS)
         )
+        found |= memory_cases(mode, learnable)
     return found
+
+
+def memory_cases(mode, learnable):
+    """A queue or a bank holds the same on every rank; the mean is the global one."""
+    width = 8  # of the embeddings
+    queue = fastcl.NegativeQueue(width, 40, dtype=torch.float64)
+    queue.enqueue(torch.randn(30, width, generator=RANDOM), torch.arange(30) % 7)
+    rich = {"label_smoothing": 0.1, "return_metrics": True, "queue": queue, **learnable}
+    ids = {"ids": IDS}
+    sup_con = fastcl.SupConLoss(queue=queue, **learnable)
+    bank = fastcl.MemoryBankLoss(20, width, dtype=torch.float64, **learnable)
+    sampled = fastcl.MemoryBankLoss(20, width, dtype=torch.float64, form="nce", **learnable)
+    drawn = {"negatives": torch.randint(0, 20, (13, 5), generator=RANDOM)}
+    return {
+        f"info_nce {mode} queue": Case(fastcl.InfoNCELoss(**rich), options=ids),
+        f"nt_xent {mode} queue": Case(fastcl.NTXentLoss(**rich), options=ids, batches=FIRST_SMALL),
+        f"sup_con {mode} queue": Case(sup_con, (FEATURES, LABELS % 9)),
+        f"memory_bank {mode}": Case(bank, (FEATURES, torch.arange(13))),
+        f"memory_bank {mode} nce": Case(sampled, (FEATURES, torch.arange(13)), drawn),
+    }
 
 
 def test_every_loss():
