@@ -41,8 +41,9 @@ void normalize_pair_backward(const Kernels* k, const Pool& pool, const Matrix& g
   const float* other = rows + n * grad.dim;
   parallel_ranges(pool, n, grain(grad.dim), [&](i64 begin, i64 end) {
     const i64 count = end - begin;
-    k->normalize_backward(first, begin, count, rows, inverse, eps, other, grad_cosines, da);
-    k->normalize_backward(second, begin, count, other, inverse + n, eps, rows, grad_cosines, db);
+    if (da) k->normalize_backward(first, begin, count, rows, inverse, eps, other, grad_cosines, da);
+    if (db)
+      k->normalize_backward(second, begin, count, other, inverse + n, eps, rows, grad_cosines, db);
   });
 }
 

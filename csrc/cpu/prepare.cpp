@@ -14,7 +14,7 @@ constexpr i64 kPackRows = 64;  // rows per packing task: about 10 microseconds a
 
 struct Slab {
   void* memory = nullptr;
-  bool taken = false;
+  i64 used = 0;
   ~Slab() { std::free(memory); }
 };
 thread_local Slab slab;
@@ -59,22 +59,20 @@ float largest_norm(const Problem& p, const Matrix& x) {
 
 }  // namespace
 
-Arena::Arena() : owns_slab_(!slab.taken) {
-  if (!owns_slab_) return;
+Arena::Arena() : begin_(slab.used) {
   if (!slab.memory) slab.memory = allocate(kSlabBytes);
-  slab.taken = true;
 }
 
 Arena::~Arena() {
   for (void* p : extra_) std::free(p);
-  if (owns_slab_) slab.taken = false;
+  slab.used = begin_;
 }
 
 void* Arena::bytes(i64 size) {
   size = round_up(size, 64) + 64;  // a vector may read one past the end
-  if (owns_slab_ && used_ + size <= kSlabBytes) {
-    used_ += size;
-    return static_cast<char*>(slab.memory) + used_ - size;
+  if (slab.used + size <= kSlabBytes) {
+    slab.used += size;
+    return static_cast<char*>(slab.memory) + slab.used - size;
   }
   extra_.push_back(allocate(size));
   return extra_.back();

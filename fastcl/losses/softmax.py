@@ -26,6 +26,7 @@ from .common import (
     softmax_metrics,
     unit_pair,
     unit_rows,
+    whole_loss,
 )
 
 
@@ -65,6 +66,11 @@ def nt_xent(
     """
     check_fraction(label_smoothing, "label_smoothing")
     scale = scale_of(temperature)
+    plain = ids is None and weight is None and not (label_smoothing or return_metrics)
+    if plain and normalize:
+        loss = whole_loss(z1, z2, ("z1", "z2"), scale, "views", reduction)
+        if loss is not None:
+            return loss
     views = Views.of(z1, z2, ids, normalize)
     negatives = similarity_logsumexp(
         views.rows, None, scale, pairs=views.pairs, maxima=return_metrics, precision=views.precision
@@ -164,6 +170,11 @@ def info_nce(
     """
     check_fraction(label_smoothing, "label_smoothing")
     scale = scale_of(temperature)
+    plain = ids is None and weight is None and not (label_smoothing or margin or return_metrics)
+    if plain and normalize and negative_keys is None and negative_ids is None:
+        loss = whole_loss(query, positive_key, ("query", "positive_key"), scale, "rows", reduction)
+        if loss is not None:
+            return loss
     both, cosines = unit_pair(query, positive_key, ("query", "positive_key"), normalize)
     n = query.shape[0]
     rows, positives = both.split(n)
@@ -230,6 +241,11 @@ def _both_directions(
 ):
     """Mean of the row and column softmax losses of two aligned batches, from one sweep."""
     check_fraction(label_smoothing, "label_smoothing")
+    plain = ids is None and weight is None and not (label_smoothing or margin or return_metrics)
+    if plain and normalize:
+        loss = whole_loss(a, b, names, scale, "both", reduction)
+        if loss is not None:
+            return loss
     both_rows, cosines = unit_pair(a, b, names, normalize)
     n = a.shape[0]
     rows, columns = both_rows.split(n)
