@@ -1,5 +1,7 @@
 #include "prepare.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -20,9 +22,18 @@ struct Slab {
 thread_local Slab slab;
 thread_local Scratch worker_scratch;
 
+constexpr i64 kHugePage = 2 << 20;
+
+// Large blocks come fresh from the system at every call. In huge pages, where it has them for those
+// who ask, that costs 32 faults instead of 16384 for 64 MB, and rows far apart share translations.
 void* allocate(i64 bytes) {
-  void* p = std::aligned_alloc(64, round_up(bytes, 64));
+  const bool huge = bytes >= 2 * kHugePage;
+  const i64 unit = huge ? kHugePage : 64;
+  void* p = std::aligned_alloc(unit, round_up(bytes, unit));
   if (!p) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (huge) madvise(p, round_up(bytes, unit), MADV_HUGEPAGE);
+#endif
   return p;
 }
 
