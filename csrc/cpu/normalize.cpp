@@ -1,9 +1,11 @@
+#include <algorithm>
+
 #include "ops.h"
 
 namespace fastcl::cpu {
 namespace {
-// Rows per task: memory-bound work of some ten microseconds.
-i64 grain(i64 dim) { return (1 << 15) / (dim < (1 << 15) ? dim : (1 << 15)); }
+// Rows per task: some five microseconds.
+i64 grain(i64 dim) { return std::max((i64)1, (1 << 13) / dim); }
 }  // namespace
 
 void normalize(const Kernels* k, const Pool& pool, const Matrix& x, float eps, float* y,

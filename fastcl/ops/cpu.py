@@ -160,16 +160,16 @@ def _stored(x: Tensor | None) -> Tensor | None:
     return x.float() if x is not None and x.dtype == torch.float64 else x
 
 
-# Exponentials up to 32 MiB are faster to keep than to form again (forward and backward take
-# 1.05 to 1.38 times less from 64 to 512 features); beyond, the C library maps fresh pages at every
-# call, and only wide products are worth that: 1.04 to 1.14 times less from these widths on.
-_KEEP_BYTES = 32 * 2**20
-_KEEP_WIDTH = {torch.float32: 256, torch.float16: 256, torch.bfloat16: 512}
+# Keeping exponentials saves a product as wide as the features and costs a trip through memory per
+# pair: from 512 to 4096 rows, keeping takes 1.1 to 1.3 times less at 128 features in fp32 and at
+# 256 in bf16 (1.0 to 1.2), and up to 1.4 times more at half of that and less (python -m
+# benchmarks.keeping).
+_KEEP_WIDTH = {torch.float32: 96, torch.float16: 96, torch.bfloat16: 192}
 
 
 def keeps_exponentials(n: int, m: int, d: int, precision: torch.dtype) -> bool:
     """Whether keeping exponentials, where the workspace allows it, is the faster choice."""
-    return 4 * n * m <= _KEEP_BYTES or d >= _KEEP_WIDTH[precision]
+    return d >= _KEEP_WIDTH[precision]
 
 
 def fuses(n: int, d: int, precision: torch.dtype) -> bool:
