@@ -32,8 +32,18 @@ def unit_rows(x: Tensor, name: str, normalize: bool = True) -> Tensor:
         rows, factors = l2_normalize(x)
         _check_finite(factors, (x, name))
         return rows
+    return stored_rows(x, name).to(accumulator(x.dtype))
+
+
+def stored_rows(x: Tensor, name: str) -> Tensor:
+    """Rows that only an operator reads, which takes them as they are: a queue is not copied.
+
+    Raises:
+        ValueError: NaN or infinity in ``x``; see :func:`_check_finite`.
+    """
+    check_features(x, name)
     _check_finite(None, (x, name))
-    return x.to(accumulator(x.dtype))
+    return x
 
 
 def unit_pair(

@@ -24,6 +24,7 @@ from .common import (
     smooth,
     softmax_loss,
     softmax_metrics,
+    stored_rows,
     unit_pair,
     unit_rows,
     whole_loss,
@@ -195,7 +196,8 @@ def info_nce(
         else:
             check_features(negative_keys, "negative_keys", "[M, D]")
             check_same_width(query, negative_keys, "query", "negative_keys")
-            keys = unit_rows(negative_keys, "negative_keys", normalize)
+            prepare = unit_rows if normalize else stored_rows
+            keys = prepare(negative_keys, "negative_keys")
             precision = torch.promote_types(
                 precision_of(query, negative_keys, None), precision_of(query, positive_key, None)
             )
@@ -205,7 +207,8 @@ def info_nce(
             rows, keys, scale, pairs=pairs, maxima=return_metrics, precision=precision
         )
         if label_smoothing or return_metrics:
-            extra = negative_sums(rows, keys, pairs)
+            wide = keys.to(torch.promote_types(rows.dtype, keys.dtype))
+            extra = negative_sums(rows, wide, pairs)
 
     positive = (cosines - margin) * scale
     losses = softmax_loss(positive, negatives.rows)
