@@ -4,14 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 OUT ?= runs/demo
+# the generated matrix of backends is long through the interpreter: see test-triton-full
+TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
+	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
 
 .PHONY: demo test dev lint bench wheel clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
 	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(OUT) --overwrite
 
-test: $(VENV)/.ready  ## the whole test suite, with coverage
-	$(BIN)/pytest --cov=fastcl --cov-report=term
+test: $(VENV)/.ready  ## the whole test suite, with coverage; Triton kernels through the interpreter
+	$(BIN)/pytest --cov=fastcl --cov-report=
+	TRITON_INTERPRET=1 $(BIN)/pytest $(TRITON_TESTS) --cov=fastcl --cov-append --cov-report=term
 
 lint: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .

@@ -120,6 +120,7 @@ setup(
         *(f"fastcl.kernels.{p}" for p in find_packages("kernels")),
     ],
     package_dir={"fastcl": "fastcl", "fastcl.kernels": "kernels"},
+    package_data={"fastcl.kernels": ["configs.json"]},
     ext_modules=EXTENSIONS,
     cmdclass={"build_ext": build_ext_command(), "build_py": BuildPy, "sdist": Sdist},
     options={"bdist_wheel": {"py_limited_api": PYTHON_TAG}} if EXTENSIONS else {},

@@ -1,1 +1,9 @@
-"""Triton kernels of fastcl; installed as ``fastcl.kernels``. None exist yet."""
+"""Triton kernels of fastcl; installed as ``fastcl.kernels``.
+
+tile        what every kernel does to a tile: rows, scores, the pair rule
+sweep       log-sum-exp of rows and columns, and its completion
+product     weights times rows: every backward, a queue's forward, sums
+topk        selections
+normalize   unit rows
+configs     tiles, warps and stages, from the table in ``configs.json``
+"""

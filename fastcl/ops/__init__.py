@@ -2,7 +2,7 @@
 
 import torch
 
-from . import chunked, cpu, reference
+from . import chunked, cpu, reference, triton
 from .fused import fuses_pairs, pair_softmax
 from .normalize import l2_normalize, l2_normalize_pair
 from .pairs import ALL, Pairs
@@ -10,6 +10,7 @@ from .registry import OPS, OPTIONAL_OPS, Backend, backends, register, set_worksp
 from .similarity import LogSumExp, TopK, similarity_logsumexp, similarity_sum, similarity_topk
 
 register(cpu.BACKEND)
+register(triton.BACKEND)
 register(Backend("chunked", chunked, detail=f"torch {torch.__version__}, any device"))
 register(
     Backend("reference", reference, ops=OPS + OPTIONAL_OPS, detail="dense float64; the oracle")

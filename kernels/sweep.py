@@ -1,0 +1,357 @@
+"""Log-sum-exp: one sweep of the tiles gives own-side sums, and other-side sums beside them.
+
+The own block stands still and its sums grow in registers, element by element: a thread's
+accumulator rows are folded onto each other without a shuffle. Sums of the other side cost one
+short reduction per tile and leave as partial slots, one per own block, added up in a fixed order
+by :func:`finish`. A symmetric problem sweeps its triangle only; a tile then serves its columns as
+own rows and its rows as other rows.
+"""
+
+import triton
+import triton.language as tl
+
+from .tile import (
+    LN2,
+    LOG2E,
+    LOST,
+    NEVER,
+    exponent_offset,
+    kept,
+    load_rows,
+    load_vector,
+    related,
+    scores,
+    touched,
+)
+
+# sizes and offsets change from call to call, and no kernel is compiled anew for them
+SIZES = ["size_own", "size_other", "skip0", "skip1", "skip2", "own_count", "other_count"]
+
+
+@triton.jit
+def _fold(e, REPEATS: tl.constexpr, OTHER: tl.constexpr, OWN: tl.constexpr):
+    """Groups of an element's tile that live in one thread, ready to be reduced over dims 0 and 2.
+
+    In the layout of tensor-core accumulators a thread owns rows g and g + 8 of a slab of 16.
+    """
+    return tl.reshape(e, [REPEATS, OTHER // 16 // REPEATS, 2, 8, OWN])
+
+
+@triton.jit
+def _add(total, e, REPEATS: tl.constexpr, OTHER: tl.constexpr, OWN: tl.constexpr):
+    if REPEATS > 0:
+        e = tl.sum(tl.sum(_fold(e, REPEATS, OTHER, OWN), 2), 0)
+    return total + e
+
+
+@triton.jit
+def _largest(top, t, REPEATS: tl.constexpr, OTHER: tl.constexpr, OWN: tl.constexpr):
+    if REPEATS > 0:
+        t = tl.max(tl.max(_fold(t, REPEATS, OTHER, OWN), 2), 0)
+    return tl.maximum(top, t)
+
+
+@triton.jit
+def _flat_sum(x, REPEATS: tl.constexpr):
+    if REPEATS > 0:
+        x = tl.sum(x, 0)
+    return tl.sum(x, 0)
+
+
+@triton.jit
+def _flat_max(x, REPEATS: tl.constexpr):
+    if REPEATS > 0:
+        x = tl.max(x, 0)
+    return tl.max(x, 0)
+
+
+@triton.jit
+def _write(slots, slot, first, size, value, MERGE: tl.constexpr, ROWS: tl.constexpr):
+    """Into a slot [size]: replace what stands there, or "add" to it, or keep the "max"."""
+    index = first + tl.arange(0, ROWS)
+    at = slots + tl.cast(slot, tl.int64) * size + index
+    if MERGE == "add":
+        value += tl.load(at, mask=index < size, other=0.0)
+    elif MERGE == "max":
+        value = tl.maximum(value, tl.load(at, mask=index < size, other=0.0))
+    tl.store(at, value, mask=index < size)
+
+
+@triton.jit
+def _tile(
+    total, top, start, masked, held, own_index, ids, shift, group, first,
+    own, other, scale, bias, other_ids, other_sum, other_max, size_own, size_other,
+    skip0, skip1, skip2,
+    D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
+    REPEATS: tl.constexpr, BIAS: tl.constexpr, RELATION: tl.constexpr, SKIPS: tl.constexpr,
+    BOTH: tl.constexpr, MAXIMA: tl.constexpr, GROUPED: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+):  # fmt: skip
+    """Add one tile to the own sums and write its other sums, unless ``masked`` out entirely."""
+    s = scores(
+        held, other, start, size_other, own, first, size_own, D, BD, OTHER, OWN,
+        PRECISION, EMULATE, "columns",
+    )  # fmt: skip
+    if BIAS == "other":
+        shift = shift - load_vector(bias, start, size_other, OTHER)[:, None] * LOG2E
+    t = s * scale - shift
+    other_index = start + tl.arange(0, OTHER)
+    if MASKED:
+        keep = kept(
+            own_index, other_index[:, None], size_own, size_other, skip0, skip1, skip2, SKIPS
+        )
+        t = tl.where(keep, t, -NEVER)
+    if RELATION != "any":
+        keys = load_vector(other_ids, start, size_other, OTHER)[:, None]
+        t = tl.where(related(ids, keys, RELATION), t, -NEVER)
+    e = tl.math.exp2(t)
+    total = _add(total, e, REPEATS, OTHER, OWN)
+    if MAXIMA:
+        top = _largest(top, t, REPEATS, OTHER, OWN)
+    if BOTH:
+        if not masked:
+            _write(
+                other_sum, group, start, size_other, tl.sum(e, 1),
+                "add" if GROUPED else "replace", OTHER,
+            )  # fmt: skip
+            if MAXIMA:
+                _write(
+                    other_max, group, start, size_other, tl.max(t, 1),
+                    "max" if GROUPED else "replace", OTHER,
+                )  # fmt: skip
+    return total, top
+
+
+@triton.jit
+def _block(
+    block, group, split, splits, own, other, scale, offset, bias, own_ids, other_ids,
+    own_sum, other_sum, own_max, other_max, size_own, size_other, skip0, skip1, skip2,
+    D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
+    REPEATS: tl.constexpr, BIAS: tl.constexpr, RELATION: tl.constexpr, SKIPS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, BOTH: tl.constexpr, MAXIMA: tl.constexpr, GROUPED: tl.constexpr,
+    PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+):  # fmt: skip
+    """One own block against the tiles of one split."""
+    first = block * OWN
+    own_index = (first + tl.arange(0, OWN))[None, :]
+    held = own
+    if BD == D:
+        held = load_rows(own, first, size_own, 0, D, D, OWN)
+    ids = own_ids
+    if RELATION != "any":
+        ids = load_vector(own_ids, first, size_own, OWN)[None, :]
+    shift = offset
+    if BIAS == "own":
+        shift = offset - load_vector(bias, first, size_own, OWN)[None, :] * LOG2E
+    if REPEATS > 0:
+        total = tl.zeros([OTHER // 16 // REPEATS, 8, OWN], tl.float32)
+        top = tl.full([OTHER // 16 // REPEATS, 8, OWN], -NEVER, tl.float32)
+    else:
+        total = tl.zeros([OTHER, OWN], tl.float32)
+        top = tl.full([OTHER, OWN], -NEVER, tl.float32)
+
+    tiles = tl.cdiv(size_other, OTHER)
+    free = tiles  # tiles that the first loop may take
+    if SYMMETRIC:
+        free = first // OTHER
+        tiles = tl.minimum(tiles, (first + OWN) // OTHER)
+    free = tl.where(first + OWN > size_own, 0, free)
+    for tile in range(split, free, splits):
+        start = tile * OTHER
+        hit = touched(first, start, size_own, size_other, skip0, skip1, skip2, SKIPS, OWN, OTHER)
+        total, top = _tile(
+            total, top, start, False, held, own_index, ids, shift + tl.where(hit, NEVER, 0.0),
+            group, first, own, other, scale, bias, other_ids, other_sum, other_max,
+            size_own, size_other, skip0, skip1, skip2, D, BD, OWN, OTHER, REPEATS, BIAS, RELATION,
+            SKIPS, BOTH, MAXIMA, GROUPED, False, PRECISION, EMULATE,
+        )  # fmt: skip
+    tl.debug_barrier()  # slots written above by other threads of this program are written again
+    for tile in range(split, tiles, splits):
+        start = tile * OTHER
+        if (tile >= free) | touched(
+            first, start, size_own, size_other, skip0, skip1, skip2, SKIPS, OWN, OTHER
+        ):
+            diagonal = False
+            if SYMMETRIC:  # both sums of such a tile are own sums
+                diagonal = start + OTHER > first
+            total, top = _tile(
+                total, top, start, diagonal, held, own_index, ids, shift,
+                group, first, own, other, scale, bias, other_ids, other_sum, other_max,
+                size_own, size_other, skip0, skip1, skip2, D, BD, OWN, OTHER, REPEATS, BIAS,
+                RELATION, SKIPS, BOTH, MAXIMA, GROUPED, True, PRECISION, EMULATE,
+            )  # fmt: skip
+    _write(own_sum, split, first, size_own, _flat_sum(total, REPEATS), "replace", OWN)
+    if MAXIMA:
+        _write(own_max, split, first, size_own, _flat_max(top, REPEATS), "replace", OWN)
+    if GROUPED:
+        tl.debug_barrier()  # the next block of the group adds to the same slots
+
+
+@triton.jit(do_not_specialize=SIZES)
+def sweep(
+    own, other, scale, bias, own_ids, other_ids, own_sum, other_sum, own_max, other_max, offset,
+    size_own, size_other, skip0, skip1, skip2,
+    D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
+    REPEATS: tl.constexpr, BIAS: tl.constexpr, RELATION: tl.constexpr, SKIPS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, BOTH: tl.constexpr, MAXIMA: tl.constexpr, GROUPED: tl.constexpr,
+    PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of exp(score - offset).
+
+    Grid (groups, splits). Writes own_sum [splits, N] and, if BOTH, other_sum [groups, M]; with
+    MAXIMA the largest score - offset (log2 units) in the same slots of own_max and other_max;
+    offset [] in natural units. A group is one own block or, where GROUPED caps the memory of the
+    slots, several in turn; the slots must then be 0 (and -NEVER) beforehand.
+    """
+    group = tl.program_id(0)
+    split = tl.program_id(1)
+    splits = tl.num_programs(1)
+    factor = tl.load(scale)
+    fixed = exponent_offset(factor, tl.maximum(size_own, size_other))
+    if (group == 0) & (split == 0):
+        tl.store(offset, fixed * LN2)
+    if GROUPED:
+        for block in range(group, tl.cdiv(size_own, OWN), tl.num_programs(0)):
+            _block(
+                block, group, split, splits, own, other, factor * LOG2E, fixed, bias, own_ids,
+                other_ids, own_sum, other_sum, own_max, other_max, size_own, size_other,
+                skip0, skip1, skip2, D, BD, OWN, OTHER, REPEATS, BIAS, RELATION, SKIPS, SYMMETRIC,
+                BOTH, MAXIMA, GROUPED, PRECISION, EMULATE,
+            )  # fmt: skip
+    else:
+        # blocks late in a triangle are the long ones and begin first
+        block = tl.num_programs(0) - 1 - group if SYMMETRIC else group
+        _block(
+            block, block, split, splits, own, other, factor * LOG2E, fixed, bias, own_ids,
+            other_ids, own_sum, other_sum, own_max, other_max, size_own, size_other,
+            skip0, skip1, skip2, D, BD, OWN, OTHER, REPEATS, BIAS, RELATION, SKIPS, SYMMETRIC,
+            BOTH, MAXIMA, GROUPED, PRECISION, EMULATE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _slots_sum(total, slots, begin, end, first, size, ROWS: tl.constexpr):
+    """Add slots [begin, end) of a block of rows, eight at a time and in order."""
+    index = first + tl.arange(0, ROWS)
+    for slot in range(begin, end, 8):
+        which = slot + tl.arange(0, 8)
+        part = tl.load(
+            slots + which[:, None].to(tl.int64) * size + index[None, :],
+            mask=(which[:, None] < end) & (index[None, :] < size),
+            other=0.0,
+        )
+        total += tl.sum(part, 0)
+    return total
+
+
+@triton.jit
+def _slots_max(top, slots, begin, end, first, size, ROWS: tl.constexpr):
+    index = first + tl.arange(0, ROWS)
+    for slot in range(begin, end, 8):
+        which = slot + tl.arange(0, 8)
+        part = tl.load(
+            slots + which[:, None].to(tl.int64) * size + index[None, :],
+            mask=(which[:, None] < end) & (index[None, :] < size),
+            other=-NEVER,
+        )
+        top = tl.maximum(top, tl.max(part, 0))
+    return top
+
+
+@triton.jit(do_not_specialize=SIZES)
+def finish(
+    own, other, scale, bias, own_ids, other_ids, own_slots, other_slots, own_tops, other_tops,
+    means, offset, logsum, largest, mean, size_own, size_other, own_count, other_count,
+    skip0, skip1, skip2,
+    D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
+    BIAS: tl.constexpr, RELATION: tl.constexpr, SKIPS: tl.constexpr, TRIANGLE: tl.constexpr,
+    MAXIMA: tl.constexpr, MEAN: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exp [N] from the slots of :func:`sweep` (or of ``product``).
+
+    A row whose sum vanished or overflowed under the fixed offset is done again here with the
+    running maximum, its block with it, and the offset becomes NaN: whoever reads it later must
+    not rely on it. Every program that writes the offset writes the same value.
+
+    Grid (row blocks,). TRIANGLE is the sweep's own block where only slots of later blocks were
+    written, else 0. With MEAN, ``means`` [own_count, N, D] becomes the softmax-weighted mean of
+    the other rows.
+    """
+    first = tl.program_id(0) * OWN
+    index = first + tl.arange(0, OWN)
+    inside = index < size_own
+    total = tl.zeros([OWN], tl.float32)
+    total = _slots_sum(total, own_slots, 0, own_count, first, size_own, OWN)
+    begin = 0
+    if TRIANGLE > 0:
+        begin = first // TRIANGLE + 1
+    total = _slots_sum(total, other_slots, begin, other_count, first, size_own, OWN)
+    # not read from ``offset``, which another program may be setting to NaN just now
+    fixed = exponent_offset(tl.load(scale), tl.maximum(size_own, size_other)) * LN2
+    top = tl.full([OWN], -NEVER, tl.float32)
+    if MAXIMA:
+        top = _slots_max(top, own_tops, 0, own_count, first, size_own, OWN)
+        top = _slots_max(top, other_tops, begin, other_count, first, size_own, OWN)
+        top = tl.where(top > -0.5 * NEVER, top * LN2 + fixed, -float("inf"))
+    result = tl.log2(total) * LN2 + fixed
+    lost = inside & ((total < LOST) | (total == float("inf")))
+    columns = tl.arange(0, D)[None, :] if MEAN else index
+    place = index[:, None].to(tl.int64) * D + columns if MEAN else index
+    if MEAN:
+        average = tl.zeros([OWN, D], tl.float32)
+        for slot in range(0, own_count):
+            start = means + tl.cast(slot, tl.int64) * size_own * D
+            average += tl.load(start + place, mask=inside[:, None], other=0.0)
+        average = average / tl.where(total > 0, total, 1.0)[:, None]
+    if tl.max(lost.to(tl.int32), 0) > 0:
+        held = own
+        if BD == D:
+            held = load_rows(own, first, size_own, 0, D, D, OWN)
+        ids = own_ids
+        if RELATION != "any":
+            ids = load_vector(own_ids, first, size_own, OWN)[:, None]
+        factor = tl.load(scale) * LOG2E
+        high = tl.full([OWN], -NEVER, tl.float32)
+        total = tl.zeros([OWN], tl.float32)
+        if MEAN:
+            average = tl.zeros([OWN, D], tl.float32)
+        for start in range(0, size_other, OTHER):
+            t = factor * scores(
+                held, own, first, size_own, other, start, size_other, D, BD, OWN, OTHER,
+                PRECISION, EMULATE, "rows",
+            )  # fmt: skip
+            if BIAS == "own":
+                t += load_vector(bias, first, size_own, OWN)[:, None] * LOG2E
+            elif BIAS == "other":
+                t += load_vector(bias, start, size_other, OTHER)[None, :] * LOG2E
+            keep = kept(
+                index[:, None], (start + tl.arange(0, OTHER))[None, :], size_own, size_other,
+                skip0, skip1, skip2, SKIPS,
+            )  # fmt: skip
+            if RELATION != "any":
+                keys = load_vector(other_ids, start, size_other, OTHER)[None, :]
+                keep = keep & related(ids, keys, RELATION)
+            t = tl.where(keep, t, -NEVER)
+            higher = tl.maximum(high, tl.max(t, 1))
+            e = tl.where(keep, tl.math.exp2(t - higher[:, None]), 0.0)
+            shrink = tl.math.exp2(high - higher)
+            total = total * shrink + tl.sum(e, 1)
+            high = higher
+            if MEAN:
+                rows = load_rows(other, start, size_other, 0, D, D, OTHER)
+                if EMULATE:
+                    rows = rows.to(tl.float32)
+                part = tl.dot(e.to(rows.dtype), rows, input_precision=PRECISION)
+                average = average * shrink[:, None] + part
+        result = (tl.log2(total) + high) * LN2
+        if MAXIMA:
+            top = tl.where(total > 0, high * LN2, -float("inf"))
+        if MEAN:
+            average = average / tl.where(total > 0, total, 1.0)[:, None]
+        result = tl.where(total > 0, result, -float("inf"))
+        tl.store(offset, float("nan"))
+    tl.store(logsum + index, result, mask=inside)
+    if MAXIMA:
+        tl.store(largest + index, top, mask=inside)
+    if MEAN:
+        tl.store(mean + place, average, mask=inside[:, None])

@@ -1,0 +1,382 @@
+"""Compile what the Triton backend launches, for GPUs that need not be present, and check the code.
+
+The backend runs on tiny CPU tensors while its launches are recorded instead of executed. Every
+distinct launch is then compiled ahead of time for each architecture and its machine code checked:
+
+    no register spills                         a spill in the loop costs more than any tile saves
+    tensor cores at work, wgmma on sm_90       and not serialised, as the assembler's notes tell
+    shuffles per tile within budget            the sums of columns must stay inside threads
+    registers and shared memory                as many programs per multiprocessor as the table says
+
+    python tests/kernels/lint.py [--arch 80 90 100] [--quick] [--json FILE]
+
+Compilation happens in processes of its own, because a compiler bug may end one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import importlib
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}  # bytes per multiprocessor
+SHUFFLES = 8  # per tile of the innermost product loop
+_POINTERS = {
+    "torch.float32": "*fp32", "torch.bfloat16": "*bf16", "torch.float16": "*fp16",
+    "torch.int64": "*i64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with the types and compile-time values of its arguments."""
+
+    module: str
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, object], ...]
+    aligned: tuple[str, ...]
+    options: tuple[tuple[str, int], ...]
+    programs: int  # per multiprocessor, as claimed; 0: nothing is claimed
+
+    @property
+    def title(self) -> str:
+        shown = dict(self.constants)
+        words = [self.kernel, f"D={shown.get('D', '-')}"]
+        words += [f"{shown['OWN']}x{shown['OTHER']}"] if "OWN" in shown else []
+        for name in ("WEIGHT", "RELATION", "BIAS", "GAIN"):
+            if shown.get(name, "none") not in ("none", "any"):
+                words.append(str(shown[name]))
+        flags = ("SYMMETRIC", "BOTH", "MAXIMA", "GROUPED", "MEAN", "ROW_SUM", "WIDE", "BELOW")
+        words += [flag.lower() for flag in flags if shown.get(flag) is True]
+        if "SKIPS" in shown:
+            words.append(f"skips={shown['SKIPS']}")
+        types = dict(self.signature)
+        words.append(types.get("own", types.get("x", types.get("a", "")))[1:])
+        return " ".join(words)
+
+
+@dataclass
+class Report:
+    """What the compiler made of a launch."""
+
+    title: str
+    arch: int
+    triton: str
+    registers: int = 0
+    shared: int = 0
+    programs: int = 0
+    loop: dict = field(default_factory=dict)
+    breaches: list[str] = field(default_factory=list)
+
+
+# ---------------------------------------------------------------------------------- recording
+
+
+def record(arch: int, quick: bool) -> list[Launch]:
+    """The distinct launches of the Triton backend on compute capability ``arch``."""
+    from triton.runtime.jit import JITFunction
+
+    from fastcl.ops import triton as backend
+
+    launches: dict[Launch, None] = {}
+    claimed = {}
+
+    def run(self, *args, grid, warmup, **kwargs):
+        launches[_describe(self, args, kwargs, claimed)] = None
+
+    config = backend._Problem.config
+
+    def remember(self, kernel):
+        entry = config(self, kernel)
+        names = {"weights": "write_weights", "sweep maxima": "sweep"}
+        claimed[names.get(kernel, kernel)] = entry.programs
+        return entry
+
+    original = JITFunction.run, backend._device, backend._matmul, config
+    JITFunction.run, backend._Problem.config = run, remember
+    backend._device = lambda index: (arch, 132)
+    backend._matmul = lambda a, b: a.new_empty(a.shape[0], b.shape[1], dtype=a.dtype).float()
+    try:
+        _exercise(backend, quick)
+    finally:
+        JITFunction.run, backend._device, backend._matmul, backend._Problem.config = original
+    return list(launches)
+
+
+def _describe(kernel, args, kwargs, claimed) -> Launch:
+    options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+    names = kernel.arg_names
+    values = dict(zip(names, args, strict=False)) | kwargs
+    signature, constants, aligned = [], [], []
+    for parameter in kernel.params:
+        name, value = parameter.name, values[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature.append((name, "constexpr"))
+            constants.append((name, value))
+        elif hasattr(value, "dtype"):
+            signature.append((name, _POINTERS[str(value.dtype)]))
+            aligned.append(name)
+        elif isinstance(value, float):
+            signature.append((name, "fp32"))
+        else:
+            signature.append((name, "i32"))
+            if not parameter.do_not_specialize and value % 16 == 0:
+                aligned.append(name)
+    return Launch(
+        kernel.fn.__module__, kernel.fn.__name__, tuple(signature), tuple(constants),
+        tuple(aligned), tuple(options.items()),
+        claimed.get(kernel.fn.__name__, 0) if "own" in names else 0,
+    )  # fmt: skip
+
+
+def _exercise(backend, quick: bool) -> None:
+    """Call every operator of the backend in the forms the losses use."""
+    import torch
+
+    n = 300  # no dense shortcut, several tiles
+    scale, ids = torch.ones(()), torch.zeros(n, dtype=torch.int64)
+    bias, grad = torch.ones(n), torch.ones(n)
+    diagonal, views = (None, None, "any", [0]), (None, None, "any", [0, 150, -150])
+    different, same = (ids, ids, "different", [0]), (ids, ids, "same", [0])
+    everything = [True] * 5
+
+    def logsumexp(q, keys, key_bias, rule, columns, maxima=False, save="nothing", needs=()):
+        common = (q, keys, scale, key_bias, *rule)
+        backend.similarity_logsumexp(*common, columns, maxima, save, dtype)
+        if needs:
+            two = columns and keys is not None
+            backend.similarity_logsumexp_backward(
+                grad, grad if two else None, *common, grad, grad, grad, scale, "nothing",
+                list(needs), dtype,
+            )  # fmt: skip
+
+    for width, dtype in ((128, torch.bfloat16),) if quick else _forms(torch):
+        q, k = torch.ones(n, width), torch.ones(n, width)
+        gradients = (True, True, False, False)
+        logsumexp(q, None, None, views, False, needs=gradients)  # NT-Xent
+        logsumexp(q, k, None, diagonal, True, needs=gradients)  # CLIP
+        logsumexp(q, k, None, (None, None, "any", []), False, save="mean_keys")  # a queue
+        if quick or (dtype == torch.float16 and width != 128):
+            continue
+        logsumexp(q, k, None, diagonal, False, needs=gradients)  # InfoNCE
+        logsumexp(q, k, bias, different, True, maxima=True, needs=everything[:4])
+        logsumexp(q, k, bias, same, False, maxima=True, save="mean_keys")
+        logsumexp(q, k, bias, same, False, needs=everything[:4])
+        with _small_slots(backend):
+            logsumexp(q, None, None, views, False)
+            logsumexp(q, k, None, diagonal, True, maxima=True)
+        for phi in ("softplus", "relu", "relu_squared") if width == 128 else ("softplus",):
+            common = (q, k, scale, bias, bias, *(diagonal if phi == "softplus" else different))
+            backend.similarity_sum(*common, phi, dtype)
+            backend.similarity_sum_backward(grad, *common, phi, everything, dtype)
+        backend.similarity_topk(q, k, scale, None, *views, 128, None, dtype)
+        backend.similarity_topk(q, k, scale, bias, *different, 5, grad, dtype)
+        x, y = q.to(dtype), torch.ones(n, width)
+        backend.l2_normalize(x, 1e-12, dtype)
+        backend.l2_normalize_backward(y, x, y, grad, 1e-12, dtype)
+        backend.l2_normalize_pair(x, x, 1e-12, dtype)
+        rows = torch.ones(2 * n, width)
+        backend.l2_normalize_pair_backward(rows, grad, x, x, rows, rows[:, 0], 1e-12, dtype)
+
+
+def _forms(torch):
+    """Widths and dtypes: every bucket of the table in the two kinds of operands, fp16 once."""
+    for width in (64, 128, 256, 768):
+        yield width, torch.bfloat16
+        yield width, torch.float32
+    yield 128, torch.float16
+
+
+class _small_slots:
+    """Let several blocks share a slot, as they do at 46000 rows."""
+
+    def __init__(self, backend):
+        self.rules = backend._kernels().configs.RULES
+
+    def __enter__(self):
+        self.kept, self.rules["slot_bytes"] = self.rules["slot_bytes"], 1
+
+    def __exit__(self, *_):
+        self.rules["slot_bytes"] = self.kept
+
+
+# ---------------------------------------------------------------------------------- compiling
+
+
+def compile_launch(launch: Launch, arch: int) -> Report:
+    """Compile one launch for ``arch`` and judge its machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+    from triton.compiler import ASTSource
+
+    report = Report(launch.title, arch, triton.__version__)
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    position = {name: i for i, name in enumerate(kernel.arg_names)}
+    source = ASTSource(
+        fn=kernel,
+        signature=dict(launch.signature),
+        constexprs=dict(launch.constants),
+        attrs={(position[name],): [["tt.divisibility", 16]] for name in launch.aligned},
+    )
+    try:
+        compiled = triton.compile(
+            source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options)
+        )
+    except Exception as error:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        report.breaches.append(f"does not compile: {type(error).__name__}: {error}"[:300])
+        return report
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.TemporaryDirectory() as folder:
+        ptx, cubin = Path(folder, "k.ptx"), Path(folder, "k.cubin")
+        ptx.write_text(compiled.asm["ptx"])
+        target = "sm_" + str(arch) + ("a" if arch >= 90 else "")
+        notes = subprocess.run(
+            [get_ptxas(arch).path, "-v", f"--gpu-name={target}", str(ptx), "-o", str(cubin)],
+            capture_output=True, text=True, check=True,
+        ).stderr  # fmt: skip
+        cubin.write_bytes(compiled.asm["cubin"])
+        code = subprocess.run(
+            [str(tools / "nvdisasm"), "-c", str(cubin)], capture_output=True, text=True
+        ).stdout
+    report.registers = int(re.search(r"Used (\d+) registers", notes)[1])
+    report.shared = compiled.metadata.shared
+    report.loop = _loop(code)
+    _judge(report, launch, arch, notes, code)
+    return report
+
+
+def _judge(report: Report, launch: Launch, arch: int, notes: str, code: str) -> None:
+    spilled = sum(int(x) for x in re.findall(r"(\d+) bytes spill", notes))
+    if spilled:
+        report.breaches.append(f"spills {spilled} bytes")
+    if re.search(r"C75\d\d|serializ|Potential Performance Loss", notes):
+        report.breaches.append("wgmma is serialised")
+    if launch.programs == 0:
+        return
+    warps = dict(launch.options)["num_warps"]
+    report.programs = min(
+        65536 // (-(-report.registers // 8) * 8 * 32 * warps),
+        SHARED[arch] // (report.shared + 1024),
+        64 // warps,
+    )
+    if report.programs < launch.programs:
+        report.breaches.append(
+            f"{report.programs} programs fit a multiprocessor; the table claims {launch.programs}"
+        )
+    tensor = {80: "HMMA", 90: "HGMMA", 100: "UTC"}[arch]
+    small = dict(launch.signature)["own"] == "*fp32" or dict(launch.constants).get("OWN", 64) < 64
+    if tensor not in code and not (arch != 80 and small and "HMMA" in code):
+        report.breaches.append(f"no {tensor} instruction")
+    if launch.kernel == "sweep" and report.loop.get("SHFL", 0) > SHUFFLES and arch != 100:
+        report.breaches.append(f"{report.loop['SHFL']} shuffles a tile; at most {SHUFFLES}")
+
+
+def _loop(code: str) -> dict[str, int]:
+    """Instruction mix of the innermost loop with the most tensor-core instructions."""
+    labels, instructions = {}, []
+    for line in code.splitlines():
+        label = re.match(r"^\s*(\.L_\w+):", line)
+        if label:
+            labels[label[1]] = len(instructions)
+            continue
+        instruction = re.match(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line)
+        if instruction:
+            instructions.append(instruction[1])
+    loops = []
+    for i, text in enumerate(instructions):
+        jump = re.search(r"\bBRA\b.*?(\.L_\w+)", text)
+        if jump and labels.get(jump[1], i + 1) <= i:
+            loops.append((labels[jump[1]], i))
+    innermost = [
+        (begin, end)
+        for begin, end in loops
+        if not any((b, e) != (begin, end) and begin <= b and e <= end for b, e in loops)
+    ]
+    best: tuple[int, list[str]] | None = None
+    for begin, end in innermost:
+        body = instructions[begin : end + 1]
+        count = sum("MMA" in x for x in body)
+        if count and (best is None or (count, -len(body)) > (best[0], -len(best[1]))):
+            best = (count, body)
+    if best is None:
+        return {}
+    found = {"instructions": len(best[1])}
+    for name in ("MMA", "MUFU.EX2", "SHFL", "BAR", "LDGSTS"):
+        found[name] = sum(name in x for x in best[1])
+    return found
+
+
+# ---------------------------------------------------------------------------------- reporting
+
+
+def lint(arches: list[int], quick: bool, workers: int = 2) -> list[Report]:
+    """Reports of every launch on every architecture."""
+    jobs = [(launch, arch) for arch in arches for launch in record(arch, quick)]
+    reports: list[Report] = []
+    while jobs:
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+            futures = [(job, pool.submit(compile_launch, *job)) for job in jobs]
+            jobs = []
+            for job, future in futures:
+                try:
+                    reports.append(future.result())
+                    _print(reports[-1])
+                except BrokenProcessPool:
+                    jobs.append(job)
+        if jobs:  # the first one unfinished is the one that ended its process, or next to it
+            launch, arch = jobs.pop(0)
+            reports.append(
+                Report(launch.title, arch, "", breaches=["the compiler ended its process"])
+            )
+            _print(reports[-1])
+    return reports
+
+
+def _print(report: Report) -> None:
+    loop = " ".join(f"{v} {k}" for k, v in report.loop.items() if v)
+    verdict = "; ".join(report.breaches) or "ok"
+    print(
+        f"sm_{report.arch:<4}{report.registers:>4} regs {report.shared // 1024:>4} KB "
+        f"{report.programs or '-':>2}/SM  {report.title:<66} {verdict:<10} [{loop}]",
+        flush=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
+    parser.add_argument("--quick", action="store_true", help="bf16 at D = 128 only")
+    parser.add_argument("--json", type=Path, help="write the reports here")
+    options = parser.parse_args()
+    import triton
+
+    print(f"triton {triton.__version__}")
+    reports = lint(options.arch, options.quick)
+    bad = sum(bool(report.breaches) for report in reports)
+    if options.json:
+        options.json.write_text(json.dumps([vars(report) for report in reports], indent=1))
+    print(f"{len(reports)} kernels compiled, {bad} in breach")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    warnings.simplefilter("ignore")
+    sys.exit(main())
