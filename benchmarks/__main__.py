@@ -62,11 +62,12 @@ def fresh(method: str, function: Callable, *arguments: Any, **variables: str) ->
         return pool.submit(function, *arguments).result()
 
 
-def run(case: Case, settings: Settings) -> dict:
+def run(case: Case, settings: Settings, truths: Path | None = None) -> dict:
     """Everything about one case: a record per contestant, and the ceilings."""
     with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "truth.pt")
-        fresh("spawn", measure.save_truth, case, file, settings)
+        file = str((truths or Path(folder)) / f"{case.name}.pt")
+        if not Path(file).exists():
+            fresh("spawn", measure.save_truth, case, file, settings)
         default = fresh("spawn", measure.timing, case, file, settings, False)
         try:
             tuned = fresh("spawn", measure.timing, case, file, settings, True, **_KEEP_PAGES)
@@ -108,6 +109,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--case", nargs="+", metavar="SUBSTRING", help="cases whose name holds one")
     parser.add_argument("--rounds", type=int, help="samples each; adapted to the time by default")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
+    parser.add_argument("--truths", type=Path, metavar="DIR", help="keep them, and use those kept")
     parser.add_argument("--add", action="store_true", help="to what an earlier run wrote there")
     parser.add_argument("--threads", type=int, default=min(2, torch.get_num_threads()))
     parser.add_argument("--backends", nargs="+", help="of fastcl; all usable ones by default")
@@ -130,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
         backends=None if options.backends is None else tuple(options.backends),
         against=None if options.against is None else tuple(options.against),
     )
-    options.out.mkdir(parents=True, exist_ok=True)
+    for folder in (options.out, options.truths or options.out):
+        folder.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.json"
     results = {"machine": machine.describe(settings.threads), "cases": []}
     if options.add and file.exists():
@@ -138,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     report.print_machine(results["machine"])
     for case in cases:
         try:
-            result = run(case, settings)
+            result = run(case, settings, options.truths)
         except BrokenProcessPool:
             print(f"\n{case.name}: its process was killed, probably for want of memory")
             continue

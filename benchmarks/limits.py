@@ -57,17 +57,17 @@ def _peer_times(result: dict) -> tuple[float | None, ...]:
 
 def _share(target: float | None, time: float | None, least: float, ours: float) -> str:
     if time is None:
-        return f"{'-':>22}"
+        return f"{'-':>24}"
     wanted = "-" if target is None else f"{target:g}"
-    return f"{wanted:>6} {time / least:>7.1f} {time / ours:>7.2f}"
+    return f"{wanted:>8} {time / least:>7.1f} {time / ours:>7.2f}"
 
 
 def print_targets(results: dict) -> None:
     """A line per target that was measured."""
-    print(f"{'':26}{'':44}" + "".join(f"{name:^22}" for name in _PEERS))
+    print(f"{'':26}{'':44}" + "".join(f"{name:^24}" for name in _PEERS))
     print(
         f"{'case':26}{'GFLOP':>8}{'GFLOP/s':>9}{'least ms':>9}{'fastcl':>9}{'% of mm':>9}"
-        + f"{'target':>6} {'highest':>7} {'fastcl':>7}" * len(_PEERS)
+        + f"{'target':>8} {'highest':>7} {'fastcl':>7}" * len(_PEERS)
     )
     by_name = {case.name: case for case in CASES}
     for result in results["cases"]:
