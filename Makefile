@@ -8,7 +8,7 @@ OUT ?= runs/demo
 TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
 	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
 
-.PHONY: demo test dev lint bench wheel clean
+.PHONY: demo test test-triton-full dev lint lint-kernels bench wheel clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
 	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(OUT) --overwrite
@@ -16,6 +16,18 @@ demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with t
 test: $(VENV)/.ready  ## the whole test suite, with coverage; Triton kernels through the interpreter
 	$(BIN)/pytest --cov=fastcl --cov-report=
 	TRITON_INTERPRET=1 $(BIN)/pytest $(TRITON_TESTS) --cov=fastcl --cov-append --cov-report=term
+
+# both ends of the supported range; the interpreter of 3.6 knows numpy up to 2.3
+TRITONS := 3.6.0 3.9.0
+build/triton-%: $(VENV)/.ready
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --target $@ triton==$* "numpy<2.4"
+
+test-triton-full: $(TRITONS:%=build/triton-%)  ## every backend test through the interpreter (long)
+	for path in $^; do TRITON_INTERPRET=1 PYTHONPATH=$$path $(BIN)/pytest tests/kernels \
+		tests/ops/test_backends.py -k triton || exit 1; done
+
+lint-kernels: $(TRITONS:%=build/triton-%)  ## compile every launch for sm_80, 90, 100 and check it (long)
+	for path in $^; do PYTHONPATH=$$path $(BIN)/python tests/kernels/lint.py || exit 1; done
 
 lint: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .

@@ -8,18 +8,22 @@ are in :mod:`fastcl.ops`. Importing this needs torch alone.
 """
 
 from . import _checkout, functional, ops
+from .gradcache import GradCache
 from .losses import (
     CLIPLoss,
+    CMCLoss,
     DCLLoss,
     DCLWLoss,
     DebiasedLoss,
     HardNegativeLoss,
     InfoNCELoss,
     MarginSoftmaxLoss,
+    MemoryBankLoss,
     NTXentLoss,
     SigLIPLoss,
     SupConLoss,
 )
+from .memory import MemoryBank, MomentumEncoder, NegativeQueue, update_momentum
 from .ops import Pairs, backends, set_workspace, use_backend
 
 _checkout.install()
@@ -28,13 +32,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CLIPLoss",
+    "CMCLoss",
     "DCLLoss",
     "DCLWLoss",
     "DebiasedLoss",
+    "GradCache",
     "HardNegativeLoss",
     "InfoNCELoss",
     "MarginSoftmaxLoss",
+    "MemoryBank",
+    "MemoryBankLoss",
+    "MomentumEncoder",
     "NTXentLoss",
+    "NegativeQueue",
     "Pairs",
     "SigLIPLoss",
     "SupConLoss",
@@ -43,5 +53,6 @@ __all__ = [
     "functional",
     "ops",
     "set_workspace",
+    "update_momentum",
     "use_backend",
 ]

@@ -1,5 +1,7 @@
 """Comparing a backend with the float64 oracle: what ``fastcl check`` and the tests both run.
 
+:func:`check_distributed` compares a loss on several ranks with one process.
+
 A result is judged against two references. The oracle (float64, dense, on the same inputs) gives
 its error; plain PyTorch in the same dtype gives the error a user has today. A backend passes when
 its error is at most twice plain PyTorch's, plus the round-off of its accumulator.
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
+from .distributed.check import check_distributed as check_distributed
 from .ops import Pairs, use_backend
 from .ops.fused import FORMS
 from .ops.pairs import keep_mask

@@ -1,5 +1,6 @@
 """Contrastive losses: one function and one small module each."""
 
+from .bank import CMCLoss, MemoryBankLoss, memory_bank
 from .debiased import DebiasedLoss, HardNegativeLoss, debiased, hard_negative
 from .decoupled import DCLLoss, DCLWLoss, dcl
 from .sigmoid import SigLIPLoss, siglip
@@ -17,12 +18,14 @@ from .supcon import SupConLoss, sup_con
 
 __all__ = [
     "CLIPLoss",
+    "CMCLoss",
     "DCLLoss",
     "DCLWLoss",
     "DebiasedLoss",
     "HardNegativeLoss",
     "InfoNCELoss",
     "MarginSoftmaxLoss",
+    "MemoryBankLoss",
     "NTXentLoss",
     "SigLIPLoss",
     "SupConLoss",
@@ -32,6 +35,7 @@ __all__ = [
     "hard_negative",
     "info_nce",
     "margin_softmax",
+    "memory_bank",
     "nt_xent",
     "siglip",
     "sup_con",

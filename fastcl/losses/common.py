@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..distributed import ALONE, MODES, Ranks
 from ..ops import LogSumExp, Pairs, fuses_pairs, l2_normalize, l2_normalize_pair, pair_softmax
 from ..ops.checks import check_features, check_same_shape, precision_of
 from ..ops.pairs import describe
@@ -189,6 +190,8 @@ def _is_transformed() -> bool:
 class TemperatureLoss(nn.Module):
     """A loss with a temperature, fixed or learnable, and a reduction.
 
+    ``distributed`` and ``process_group``: see :mod:`fastcl.distributed`.
+
     A learnable temperature is the parameter ``logit_scale`` = ln(1 / temperature), as in CLIP;
     it is clamped before each use so that 1 / temperature stays at most ``max_scale``.
     """
@@ -204,6 +207,8 @@ class TemperatureLoss(nn.Module):
         normalize: bool = True,
         reduction: str = "mean",
         return_metrics: bool = False,
+        distributed: str | None = None,
+        process_group=None,
     ):
         super().__init__()
         check_positive(temperature, "temperature")
@@ -216,6 +221,10 @@ class TemperatureLoss(nn.Module):
         self.normalize = normalize
         self.reduction = reduction
         self.return_metrics = return_metrics
+        if distributed not in (None, *MODES):
+            raise ValueError(f"distributed is {distributed!r}; expected None or one of {MODES}")
+        self.distributed = distributed
+        self.process_group = process_group
         self.max_scale = max_scale
         self.learnable = learnable
         if learnable:
@@ -238,37 +247,45 @@ class TemperatureLoss(nn.Module):
             "normalize": self.normalize,
             "reduction": self.reduction,
             "return_metrics": self.return_metrics,
+            "distributed": self.distributed,
+            "process_group": self.process_group,
         }
 
     def extra_repr(self) -> str:
         value = math.exp(-self.logit_scale.detach()) if self.learnable else self._temperature
         parts = [f"temperature={value:.4g}{' (learnable)' if self.learnable else ''}"]
-        parts += [f"{name}={getattr(self, name)!r}" for name in self.described]
+        described = [*self.described, "distributed"] if self.distributed else self.described
+        parts += [f"{name}={getattr(self, name)!r}" for name in described]
         return ", ".join([*parts, f"reduction={self.reduction!r}", f"normalize={self.normalize}"])
 
 
 # ---------------------------------------------------------------------------------- reduction
 
 
-def reduce(losses: Tensor, reduction: str, weight: Tensor | None = None) -> Tensor:
-    """Per-sample losses [N] to the asked form; with weights the mean is sum(w l) / sum(w)."""
+def reduce(
+    losses: Tensor, reduction: str, weight: Tensor | None = None, ranks: Ranks = ALONE
+) -> Tensor:
+    """Per-sample losses [N] to the asked form, over all ranks; with weights the mean is
+    sum(w l) / sum(w)."""
     check_reduction(reduction)
     if weight is not None:
         weight = check_vector(weight, "weight", losses.shape[0], losses, floats=True)
-        losses = losses * weight.to(losses.dtype)
+        weight = weight.to(losses.dtype)
+        losses = losses * weight
     if reduction == "none":
         return losses
     if reduction == "sum":
-        return losses.sum()
-    if weight is None:
+        return ranks.totals(losses.sum())[0]
+    if weight is None and ranks is ALONE:
         return losses.mean()
-    total = weight.to(losses.dtype).sum()
-    return losses.sum() / torch.where(total == 0, 1.0, total)
+    share = losses.new_ones(()) * losses.shape[0] if weight is None else weight.sum()
+    total, share = ranks.totals(losses.sum(), share)
+    return total / torch.where(share == 0, 1.0, share)
 
 
-def finish(losses, reduction, weight, metrics: dict[str, Tensor] | None):
+def finish(losses, reduction, weight, metrics: dict[str, Tensor] | None, ranks: Ranks = ALONE):
     """The reduced loss, with ``metrics`` beside it when there are any."""
-    loss = reduce(losses, reduction, weight)
+    loss = reduce(losses, reduction, weight, ranks)
     return loss if metrics is None else (loss, metrics)
 
 
@@ -302,65 +319,7 @@ def whole_loss(
     return loss
 
 
-# -------------------------------------------------------------------------- sums over classes
-
-
-def class_slots(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """A slot in [0, N) shared by equal ids, and how many share it; static shapes, no hashing."""
-    ordered = ids.sort().values
-    first = torch.searchsorted(ordered, ids)
-    return first, torch.searchsorted(ordered, ids, right=True) - first
-
-
-def class_sums(rows: Tensor, slots: Tensor) -> Tensor:
-    """For each row, the sum of all rows of its class [N, D]."""
-    return torch.zeros_like(rows).index_add(0, slots, rows).index_select(0, slots)
-
-
-def _same_id(pairs: Pairs, n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each query where keys of its id begin and end among sorted ids; each key's slot there."""
-    query_ids, key_ids = pairs.ids(n, m)
-    assert query_ids is not None
-    assert key_ids is not None
-    ordered = key_ids.sort().values
-    begin = torch.searchsorted(ordered, query_ids)
-    end = torch.searchsorted(ordered, query_ids, right=True)
-    return begin, end, torch.searchsorted(ordered, key_ids)
-
-
-def negative_count(queries: Tensor, m: int, pairs: Pairs) -> Tensor:
-    """How many of ``m`` keys are negatives of each query, as floats [N]."""
-    n = queries.shape[0]
-    count = queries.new_full((n,), m)
-    if pairs.relation == "different":  # equal ids include the skipped offsets
-        begin, end, _ = _same_id(pairs, n, m)
-        return count - (end - begin)
-    index = torch.arange(n, device=queries.device)
-    for offset in pairs.skip:
-        count = count - ((index >= -offset) & (index < m - offset)).to(count.dtype)
-    return count
-
-
-def negative_sums(queries: Tensor, keys: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Sum of <q_i, k_j> over the negatives of each query, and their number, in O(N D + M D).
-
-    Everything minus what the rule drops: pairs of equal id, which include the skipped offsets,
-    or else the skipped offsets alone.
-    """
-    n, m = queries.shape[0], keys.shape[0]
-    if pairs.relation == "different":
-        begin, end, slots = _same_id(pairs, n, m)
-        sums = torch.zeros_like(keys).index_add(0, slots, keys)
-        dropped = torch.where((end > begin)[:, None], sums[begin.clamp(max=m - 1)], 0.0)
-    else:
-        dropped = torch.zeros_like(queries)
-        index = torch.arange(n, device=queries.device)
-        for offset in pairs.skip:
-            inside = (index >= -offset) & (index < m - offset)
-            dropped = dropped + torch.where(
-                inside[:, None], keys[(index + offset).clamp(0, m - 1)], 0.0
-            )
-    return (queries * (keys.sum(0) - dropped)).sum(1), negative_count(queries, m, pairs)
+# --------------------------------------------------------------------- smoothing and metrics
 
 
 def smooth(losses, positive, scale, sums: Tensor, count: Tensor, label_smoothing: float) -> Tensor:
@@ -371,16 +330,28 @@ def smooth(losses, positive, scale, sums: Tensor, count: Tensor, label_smoothing
 
 @torch.no_grad()
 def softmax_metrics(
-    cosines: Tensor, positive: Tensor, negatives: LogSumExp, sums: Tensor, count: Tensor
+    cosines: Tensor,
+    positive: Tensor,
+    negatives: LogSumExp,
+    sums: Tensor,
+    count: Tensor,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """What users log, 0-dim each: see :func:`fastcl.functional.nt_xent`."""
     effective = torch.exp(negatives.rows - negatives.row_max)
-    some = count > 0
+    n, right, cosine, negative, pairs, effective = ranks.totals(
+        torch.ones_like(cosines).sum(),
+        (positive > negatives.row_max).to(cosines.dtype).sum(),
+        cosines.sum(),
+        sums.sum(),
+        count.sum(),
+        torch.where(count > 0, effective, 0.0).sum(),
+    )
     return {
-        "accuracy": (positive > negatives.row_max).to(positive.dtype).mean(),
-        "positive_similarity": cosines.mean(),
-        "negative_similarity": sums.sum() / count.sum().clamp_min(1.0),
-        "effective_negatives": torch.where(some, effective, 0.0).mean(),
+        "accuracy": right / n,
+        "positive_similarity": cosine / n,
+        "negative_similarity": negative / pairs.clamp_min(1.0),
+        "effective_negatives": effective / n,
     }
 
 

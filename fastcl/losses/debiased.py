@@ -7,15 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..ops import similarity_logsumexp
+from ..distributed import meet
 from .common import (
     TemperatureLoss,
     Views,
     check_fraction,
     check_number,
     finish,
-    negative_count,
-    negative_sums,
     scale_of,
     softmax_loss,
     softmax_metrics,
@@ -34,6 +32,8 @@ def hard_negative(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """Hard negatives (Robinson et al. 2021, eq. 4); beta = 0 is :func:`debiased`.
 
@@ -46,7 +46,8 @@ def hard_negative(
         temperature: positive number or one-element tensor (differentiable).
         beta: concentration on hard negatives, 0 or more; beyond 0 it costs a second sweep.
         tau_plus: prior probability that a negative is of the anchor's class, in [0, 1).
-        ids, weight, normalize, reduction, return_metrics: as for :func:`nt_xent`.
+        ids, weight, normalize, reduction, return_metrics, distributed, process_group: as for
+            :func:`nt_xent`.
 
     Returns:
         The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
@@ -59,10 +60,15 @@ def hard_negative(
     scale = scale_of(temperature)
     views = Views.of(z1, z2, ids, normalize)
     rows, pairs, precision = views.rows, views.pairs, views.precision
-    log_count = negative_count(rows, rows.shape[0], pairs).log()
+    ranks = meet(
+        distributed, process_group, rows, reduction, loss="hard_negative", scale=scale, beta=beta,
+        tau_plus=tau_plus, ids=ids, precision=precision, weight=weight,
+        return_metrics=return_metrics,
+    )  # fmt: skip
+    log_count = ranks.pair_count(rows, rows.shape[0], pairs).log()
 
     def sweep(factor, maxima=False):
-        return similarity_logsumexp(
+        return ranks.logsumexp(
             rows, None, scale * factor, pairs=pairs, maxima=maxima, precision=precision
         )
 
@@ -84,9 +90,9 @@ def hard_negative(
     losses = softmax_loss(positive, torch.maximum(total, log_count - scale))
     metrics = None
     if return_metrics:
-        sums, count = negative_sums(rows, rows, pairs)
-        metrics = softmax_metrics(views.cosines, positive, negatives, sums, count)
-    return finish(losses, reduction, views.repeat(weight), metrics)
+        sums, count = ranks.pair_sums(rows, rows, pairs)
+        metrics = softmax_metrics(views.cosines, positive, negatives, sums, count, ranks)
+    return finish(losses, reduction, views.repeat(weight), metrics, ranks)
 
 
 def debiased(

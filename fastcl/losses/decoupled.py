@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import similarity_logsumexp
+from ..distributed import meet
 from .common import (
     TemperatureLoss,
     Views,
     check_positive,
     finish,
-    negative_sums,
     scale_of,
     softmax_metrics,
 )
@@ -28,6 +27,8 @@ def dcl(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """DCL (Yeh et al. 2022, eq. 6), mean of both directions; with ``sigma``, DCLW (section 3.3).
 
@@ -38,7 +39,8 @@ def dcl(
         temperature: positive number or one-element tensor (differentiable).
         sigma: temperature of the positive's weight w = 2 - B softmax(cosine / sigma) over the
             batch, a constant for the gradient; ``None`` for w = 1.
-        ids, weight, normalize, reduction, return_metrics: as for :func:`nt_xent`.
+        ids, weight, normalize, reduction, return_metrics, distributed, process_group: as for
+            :func:`nt_xent`.
 
     Returns:
         The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
@@ -50,23 +52,26 @@ def dcl(
     if sigma is not None:
         check_positive(sigma, "sigma")
     views = Views.of(z1, z2, ids, normalize)
-    negatives = similarity_logsumexp(
+    ranks = meet(
+        distributed, process_group, views.rows, reduction, loss="dcl", scale=scale, sigma=sigma,
+        ids=ids, precision=views.precision, weight=weight, return_metrics=return_metrics,
+    )  # fmt: skip
+    negatives = ranks.logsumexp(
         views.rows, None, scale, pairs=views.pairs, maxima=return_metrics, precision=views.precision
     )
     positive = views.cosines * scale
     attraction = positive
     if sigma is not None:
         batch = z1.shape[0]
-        share = torch.softmax(views.cosines.detach()[:batch] / sigma, 0)
-        attraction = torch.cat([2.0 - batch * share] * 2) * positive
+        share = ranks.relative_softmax(views.cosines[:batch] / sigma)
+        attraction = torch.cat([2.0 - share] * 2) * positive
     # a row without negatives has nothing to be pushed from
     sums = torch.where(torch.isneginf(negatives.rows), 0.0, negatives.rows)
     metrics = None
     if return_metrics:
-        metrics = softmax_metrics(
-            views.cosines, positive, negatives, *negative_sums(views.rows, views.rows, views.pairs)
-        )
-    return finish(sums - attraction, reduction, views.repeat(weight), metrics)
+        inner = ranks.pair_sums(views.rows, views.rows, views.pairs)
+        metrics = softmax_metrics(views.cosines, positive, negatives, *inner, ranks)
+    return finish(sums - attraction, reduction, views.repeat(weight), metrics, ranks)
 
 
 class DCLLoss(TemperatureLoss):

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import Pairs, similarity_sum
+from ..distributed import meet
+from ..ops import Pairs
 from ..ops.checks import as_scalar, precision_of
 from .common import (
     TemperatureLoss,
     check_number,
     check_vector,
     finish,
-    negative_sums,
     scale_of,
     unit_pair,
 )
@@ -31,6 +31,8 @@ def siglip(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """SigLIP (Zhai et al. 2023, algorithm 1): softplus of every pair's signed logit.
 
@@ -47,6 +49,7 @@ def siglip(
         reduction: ``"mean"`` over N (not N^2), ``"sum"``, or ``"none"`` for [N] losses.
         return_metrics: also return a dict with ``positive_similarity`` and
             ``negative_similarity`` (mean cosines), 0-dim each.
+        distributed, process_group: as for :func:`nt_xent`.
 
     Returns:
         The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
@@ -64,7 +67,11 @@ def siglip(
         pairs = Pairs("different", check_vector(ids, "ids", n, images), skip=(0,))
     precision = precision_of(image_features, text_features, None)
     bias = as_scalar(bias, "bias", images, precision)
-    negatives = similarity_sum(
+    ranks = meet(
+        distributed, process_group, texts, reduction, loss="siglip", scale=scale, ids=ids,
+        precision=precision, weight=weight, return_metrics=return_metrics,
+    )  # fmt: skip
+    negatives = ranks.sum(
         images, texts, scale, phi="softplus", row_bias=bias.expand(n), pairs=pairs,
         precision=precision,
     )  # fmt: skip
@@ -72,12 +79,15 @@ def siglip(
     metrics = None
     if return_metrics:
         with torch.no_grad():
-            sums, count = negative_sums(images, texts, pairs)
+            sums, count = ranks.pair_sums(images, texts, pairs)
+            cosine, number, negative, count = ranks.totals(
+                cosines.sum(), torch.ones_like(cosines).sum(), sums.sum(), count.sum()
+            )
             metrics = {
-                "positive_similarity": cosines.mean(),
-                "negative_similarity": sums.sum() / count.sum().clamp_min(1.0),
+                "positive_similarity": cosine / number,
+                "negative_similarity": negative / count.clamp_min(1.0),
             }
-    return finish(losses, reduction, weight, metrics)
+    return finish(losses, reduction, weight, metrics, ranks)
 
 
 class SigLIPLoss(TemperatureLoss):

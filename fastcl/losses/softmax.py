@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import LogSumExp, Pairs, similarity_logsumexp
+from ..distributed import meet
+from ..memory.queue import NegativeQueue, check_queue, merge, stored_precision
+from ..ops import LogSumExp, Pairs
 from ..ops.checks import check_features, check_same_width, precision_of
 from ..ops.pairs import describe
 from .common import (
@@ -19,7 +21,6 @@ from .common import (
     check_number,
     check_vector,
     finish,
-    negative_sums,
     scale_of,
     smooth,
     softmax_loss,
@@ -36,12 +37,15 @@ def nt_xent(
     z2: Tensor,
     temperature: float | Tensor = 0.1,
     *,
+    queue: NegativeQueue | None = None,
     ids: Tensor | None = None,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """NT-Xent, the loss of SimCLR (Chen et al. 2020, eq. 1), over the 2B rows of two views.
 
@@ -50,57 +54,106 @@ def nt_xent(
     Args:
         z1, z2: [B, D], any float dtype; row i of one is the other view of row i of the other.
         temperature: positive number or one-element tensor (differentiable).
-        ids: [B] integers; samples of equal id are never each other's negatives.
+        queue: its keys are further negatives of every row; read, not changed.
+        ids: [B] integers; samples of equal id are never each other's negatives, nor are queue
+            keys of equal id.
         weight: [B] floats; each sample's share, the mean becoming sum(w l) / sum(w).
-        label_smoothing: share of the target spread evenly over all 2B - 1 candidates.
+        label_smoothing: share of the target spread evenly over all candidates.
         normalize: divide rows by their length first.
         reduction: ``"mean"`` over 2B rows, ``"sum"``, or ``"none"`` for [2B] losses.
         return_metrics: also return a dict of 0-dim tensors from the same sweep: ``accuracy``
             (the positive beats every negative), ``positive_similarity``, ``negative_similarity``
             (mean cosines) and ``effective_negatives`` (mean of sum_j exp(s_j - max_j s_j)).
+        distributed: ``"gather"`` or ``"ring"``: the rows of all ranks are one batch, of which
+            every rank returns the mean; see :mod:`fastcl.distributed`.
+        process_group: whose ranks; ``None`` for all.
 
     Returns:
         The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range; ranks that
+            disagree.
+        RuntimeError: a rank that ended or does not answer.
     """
     check_fraction(label_smoothing, "label_smoothing")
     scale = scale_of(temperature)
     plain = ids is None and weight is None and not (label_smoothing or return_metrics)
-    if plain and normalize:
+    if plain and normalize and queue is None and distributed is None and process_group is None:
         loss = whole_loss(z1, z2, ("z1", "z2"), scale, "views", reduction)
         if loss is not None:
             return loss
     views = Views.of(z1, z2, ids, normalize)
-    negatives = similarity_logsumexp(
+    ranks = meet(
+        distributed, process_group, views.rows, reduction, loss="nt_xent", scale=scale, ids=ids,
+        precision=views.precision, weight=weight, label_smoothing=label_smoothing,
+        return_metrics=return_metrics, queue=queue is not None,
+    )  # fmt: skip
+    negatives = ranks.logsumexp(
         views.rows, None, scale, pairs=views.pairs, maxima=return_metrics, precision=views.precision
     )
+    extra = None
+    if label_smoothing or return_metrics:
+        extra = ranks.pair_sums(views.rows, views.rows, views.pairs)
+    if queue is not None:
+        negatives, extra = _with_queue(
+            queue, views.rows, scale, views.pairs.query_ids, normalize, return_metrics,
+            views.precision, negatives, extra,
+        )  # fmt: skip
     positive = views.cosines * scale
     losses = softmax_loss(positive, negatives.rows)
     metrics = None
-    if label_smoothing or return_metrics:
-        sums, count = negative_sums(views.rows, views.rows, views.pairs)
+    if extra is not None:
+        sums, count = extra
         if label_smoothing:
             losses = smooth(losses, positive, scale, sums, count, label_smoothing)
         if return_metrics:
-            metrics = softmax_metrics(views.cosines, positive, negatives, sums, count)
-    return finish(losses, reduction, views.repeat(weight), metrics)
+            metrics = softmax_metrics(views.cosines, positive, negatives, sums, count, ranks)
+    return finish(losses, reduction, views.repeat(weight), metrics, ranks)
+
+
+def _with_queue(
+    queue, rows, scale, ids, normalize, maxima, precision, negatives: LogSumExp | None, extra
+) -> tuple[LogSumExp, tuple[Tensor, Tensor] | None]:
+    """``negatives`` (``None``: no others) and ``extra``, if any, with the queue's keys."""
+    check_queue(queue, normalize)
+    found = queue.logsumexp(
+        rows, scale, relation="any" if ids is None else "different", ids=ids, maxima=maxima,
+        precision=stored_precision(precision, queue),
+    )  # fmt: skip
+    if extra is not None:
+        extra = tuple(a + b for a, b in zip(extra, queue.negative_sums(rows, ids), strict=True))
+    return found if negatives is None else merge(negatives, found), extra
 
 
 class NTXentLoss(TemperatureLoss):
-    """:func:`~fastcl.functional.nt_xent` as a module: ``NTXentLoss(0.1)(z1, z2)``."""
+    """:func:`~fastcl.functional.nt_xent` as a module: ``NTXentLoss(0.1)(z1, z2)``.
 
-    def __init__(self, temperature: float = 0.1, *, label_smoothing: float = 0.0, **options):
+    With a ``queue``, both views enter it, with ``ids``, after the loss is taken (in training mode).
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        label_smoothing: float = 0.0,
+        queue: NegativeQueue | None = None,
+        **options,
+    ):
         super().__init__(temperature, **options)
         check_fraction(label_smoothing, "label_smoothing")
         self.label_smoothing = label_smoothing
+        self.queue = None if queue is None else check_queue(queue, self.normalize)
 
     def forward(self, z1, z2, *, ids=None, weight=None):
-        return nt_xent(
-            z1, z2, self.temperature, ids=ids, weight=weight,
+        result = nt_xent(
+            z1, z2, self.temperature, queue=self.queue, ids=ids, weight=weight,
             label_smoothing=self.label_smoothing, **self.options(),
         )  # fmt: skip
+        if self.queue is not None:
+            both = None if ids is None else torch.cat([ids, ids])
+            self.queue.enqueue(torch.cat([z1.detach(), z2.detach()]), both)
+        return result
 
 
 def _paired_negatives(rows, negative_keys, scale, normalize) -> tuple[LogSumExp, Tensor, Tensor]:
@@ -140,6 +193,7 @@ def info_nce(
     negative_keys: Tensor | None = None,
     temperature: float | Tensor = 0.1,
     *,
+    queue: NegativeQueue | None = None,
     ids: Tensor | None = None,
     negative_ids: Tensor | None = None,
     weight: Tensor | None = None,
@@ -148,18 +202,25 @@ def info_nce(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """InfoNCE (van den Oord et al. 2018, eq. 4): each query picks its key among negatives.
 
     Args:
         query, positive_key: [N, D], row by row.
-        negative_keys: ``None`` for the other queries' positive keys, [M, D] shared by all
-            queries, or [N, M, D] of each query's own. Shared keys that need no gradient (a queue)
-            make the backward free.
+        negative_keys: ``None`` for the other queries' positive keys (none with a queue),
+            [M, D] shared by all queries, or [N, M, D] of each query's own. Shared keys that need
+            no gradient make the backward free. With ``distributed``, every rank's queries share
+            the negatives of all ranks.
         temperature: positive number or one-element tensor (differentiable).
+        queue: its keys are negatives of every query, beside ``negative_keys`` if there are any
+            (MoCo: He et al. 2020, eq. 1); read, not changed. While it is empty and alone, the loss
+            is 0.
         ids: [N] integers; a key of equal id is never a negative.
         negative_ids: [M] integers, the ids of shared ``negative_keys``; goes with ``ids``.
-        weight, label_smoothing, normalize, return_metrics: as for :func:`nt_xent`.
+        weight, label_smoothing, normalize, return_metrics, distributed, process_group: as for
+            :func:`nt_xent`.
         margin: taken off the positive's cosine before it is scaled.
         reduction: ``"mean"`` over N, ``"sum"``, or ``"none"`` for [N] losses.
 
@@ -172,7 +233,8 @@ def info_nce(
     check_fraction(label_smoothing, "label_smoothing")
     scale = scale_of(temperature)
     plain = ids is None and weight is None and not (label_smoothing or margin or return_metrics)
-    if plain and normalize and negative_keys is None and negative_ids is None:
+    alone = queue is None and distributed is None and process_group is None
+    if plain and normalize and alone and negative_keys is None and negative_ids is None:
         loss = whole_loss(query, positive_key, ("query", "positive_key"), scale, "rows", reduction)
         if loss is not None:
             return loss
@@ -180,6 +242,12 @@ def info_nce(
     n = query.shape[0]
     rows, positives = both.split(n)
     extra: tuple[Tensor, Tensor] | None = None  # sums over negatives and their number
+    negatives: LogSumExp | None = None
+    facts = {
+        "loss": "info_nce", "scale": scale, "ids": ids, "weight": weight, "margin": margin,
+        "label_smoothing": label_smoothing, "return_metrics": return_metrics,
+        "queue": queue is not None,
+    }  # fmt: skip
     if isinstance(negative_keys, Tensor) and negative_keys.dim() == 3:
         check_features(negative_keys, "negative_keys", "[N, M, D]")
         check_same_width(query, negative_keys, "query", "negative_keys")
@@ -188,8 +256,17 @@ def info_nce(
                 f"negative_keys {describe(negative_keys)}; as each query's own negatives they "
                 f"need a first dimension of {n} and take no ids"
             )
+        ranks = meet(distributed, process_group, rows, reduction, negatives="own", **facts)
         negatives, sums, count = _paired_negatives(rows, negative_keys, scale, normalize)
         extra = sums, count
+        precision = precision_of(query, positive_key, None)
+    elif queue is not None and negative_keys is None:
+        ranks = meet(distributed, process_group, rows, reduction, negatives="queue", **facts)
+        precision = precision_of(query, positive_key, None)
+        if ids is not None:
+            ids = check_vector(ids, "ids", n, rows)
+        if label_smoothing or return_metrics:
+            extra = rows.new_zeros(()), rows.new_zeros(())
     else:
         if negative_keys is None:
             keys, precision = positives, precision_of(query, positive_key, None)
@@ -203,12 +280,21 @@ def info_nce(
             )
         in_batch = negative_keys is None
         pairs = _shared_rule(ids, negative_ids, in_batch, n, keys.shape[0], rows)
-        negatives = similarity_logsumexp(
+        ranks = meet(
+            distributed, process_group, keys, reduction, precision=precision,
+            negatives="in batch" if in_batch else "shared", **facts,
+        )  # fmt: skip
+        negatives = ranks.logsumexp(
             rows, keys, scale, pairs=pairs, maxima=return_metrics, precision=precision
         )
         if label_smoothing or return_metrics:
             wide = keys.to(torch.promote_types(rows.dtype, keys.dtype))
-            extra = negative_sums(rows, wide, pairs)
+            extra = ranks.pair_sums(rows, wide, pairs)
+    if queue is not None:
+        negatives, extra = _with_queue(
+            queue, rows, scale, ids, normalize, return_metrics, precision, negatives, extra
+        )
+    assert negatives is not None
 
     positive = (cosines - margin) * scale
     losses = softmax_loss(positive, negatives.rows)
@@ -217,35 +303,51 @@ def info_nce(
         if label_smoothing:
             losses = smooth(losses, positive, scale, *extra, label_smoothing)
         if return_metrics:
-            metrics = softmax_metrics(cosines, positive, negatives, *extra)
-    return finish(losses, reduction, weight, metrics)
+            metrics = softmax_metrics(cosines, positive, negatives, *extra, ranks)
+    return finish(losses, reduction, weight, metrics, ranks)
 
 
 class InfoNCELoss(TemperatureLoss):
-    """:func:`~fastcl.functional.info_nce` as a module."""
+    """:func:`~fastcl.functional.info_nce` as a module.
 
-    def __init__(self, temperature: float = 0.1, *, label_smoothing: float = 0.0, **options):
+    With a ``queue`` (MoCo), positive keys enter it, with ``ids``, after the loss is taken (in
+    training mode).
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        label_smoothing: float = 0.0,
+        queue: NegativeQueue | None = None,
+        **options,
+    ):
         super().__init__(temperature, **options)
         check_fraction(label_smoothing, "label_smoothing")
         self.label_smoothing = label_smoothing
+        self.queue = None if queue is None else check_queue(queue, self.normalize)
 
     def forward(
         self, query, positive_key, negative_keys=None, *, ids=None, negative_ids=None, weight=None
     ):
-        return info_nce(
-            query, positive_key, negative_keys, self.temperature, ids=ids,
+        result = info_nce(
+            query, positive_key, negative_keys, self.temperature, queue=self.queue, ids=ids,
             negative_ids=negative_ids, weight=weight, label_smoothing=self.label_smoothing,
             **self.options(),
         )  # fmt: skip
+        if self.queue is not None:
+            self.queue.enqueue(positive_key.detach(), ids)
+        return result
 
 
 def _both_directions(
-    a, b, names, scale, ids, weight, label_smoothing, margin, normalize, reduction, return_metrics
-):
+    a, b, names, scale, ids, weight, label_smoothing, margin, normalize, reduction, return_metrics,
+    distributed, process_group,
+):  # fmt: skip
     """Mean of the row and column softmax losses of two aligned batches, from one sweep."""
     check_fraction(label_smoothing, "label_smoothing")
     plain = ids is None and weight is None and not (label_smoothing or margin or return_metrics)
-    if plain and normalize:
+    if plain and normalize and distributed is None and process_group is None:
         loss = whole_loss(a, b, names, scale, "both", reduction)
         if loss is not None:
             return loss
@@ -253,21 +355,26 @@ def _both_directions(
     n = a.shape[0]
     rows, columns = both_rows.split(n)
     pairs = _shared_rule(ids, None, True, n, n, rows)
-    both = similarity_logsumexp(
-        rows, columns, scale, pairs=pairs, columns=True, maxima=return_metrics,
-        precision=precision_of(a, b, None),
+    precision = precision_of(a, b, None)
+    ranks = meet(
+        distributed, process_group, columns, reduction, loss="clip", scale=scale, ids=ids,
+        precision=precision, weight=weight, label_smoothing=label_smoothing, margin=margin,
+        return_metrics=return_metrics,
     )  # fmt: skip
+    both = ranks.logsumexp(
+        rows, columns, scale, pairs=pairs, columns=True, maxima=return_metrics, precision=precision
+    )
     positive = (cosines - margin) * scale
     losses = 0.5 * (softmax_loss(positive, both.rows) + softmax_loss(positive, both.columns))
     metrics = None
     if label_smoothing or return_metrics:
-        sums, count = negative_sums(rows, columns, pairs)
+        sums, count = ranks.pair_sums(rows, columns, pairs)
         if label_smoothing:
-            back, _ = negative_sums(columns, rows, pairs)
+            back, _ = ranks.pair_sums(columns, rows, pairs)
             losses = smooth(losses, positive, scale, 0.5 * (sums + back), count, label_smoothing)
         if return_metrics:
-            metrics = softmax_metrics(cosines, positive, both, sums, count)
-    return finish(losses, reduction, weight, metrics)
+            metrics = softmax_metrics(cosines, positive, both, sums, count, ranks)
+    return finish(losses, reduction, weight, metrics, ranks)
 
 
 def clip(
@@ -282,6 +389,8 @@ def clip(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """The loss of CLIP (Radford et al. 2021, fig. 3): both directions of a softmax, averaged.
 
@@ -290,7 +399,7 @@ def clip(
         temperature: positive number or one-element tensor (differentiable).
         logit_scale: inverse temperature, already exponentiated; replaces ``temperature``.
         ids: [N] integers; pairs of equal id are never each other's negatives.
-        weight, label_smoothing, normalize: as for :func:`nt_xent`.
+        weight, label_smoothing, normalize, distributed, process_group: as for :func:`nt_xent`.
         reduction: ``"mean"`` over N pairs, ``"sum"``, or ``"none"`` for [N] losses.
         return_metrics: as for :func:`nt_xent`, from image to text.
 
@@ -303,7 +412,7 @@ def clip(
     scale = scale_of(temperature, logit_scale)
     return _both_directions(
         image_features, text_features, ("image_features", "text_features"), scale, ids, weight,
-        label_smoothing, 0.0, normalize, reduction, return_metrics,
+        label_smoothing, 0.0, normalize, reduction, return_metrics, distributed, process_group,
     )  # fmt: skip
 
 
@@ -335,6 +444,8 @@ def margin_softmax(
     normalize: bool = True,
     reduction: str = "mean",
     return_metrics: bool = False,
+    distributed: str | None = None,
+    process_group=None,
 ):
     """Additive margin softmax over the batch (Yang et al. 2019, eqs. 5 and 6; LaBSE).
 
@@ -344,7 +455,8 @@ def margin_softmax(
         margin: taken off the positive's cosine before it is scaled.
         bidirectional: average the losses of queries over keys and of keys over queries (one
             sweep), else queries over keys only.
-        ids, weight, label_smoothing, normalize, reduction, return_metrics: as for :func:`clip`.
+        ids, weight, label_smoothing, normalize, reduction, return_metrics, distributed,
+            process_group: as for :func:`clip`.
 
     Returns:
         The loss in fp32 (fp64 for fp64 inputs), or (loss, metrics).
@@ -356,12 +468,13 @@ def margin_softmax(
     if bidirectional:
         return _both_directions(
             query, positive_key, ("query", "positive_key"), scale_of(temperature), ids, weight,
-            label_smoothing, margin, normalize, reduction, return_metrics,
+            label_smoothing, margin, normalize, reduction, return_metrics, distributed,
+            process_group,
         )  # fmt: skip
     return info_nce(
         query, positive_key, None, temperature, ids=ids, weight=weight, margin=margin,
         label_smoothing=label_smoothing, normalize=normalize, reduction=reduction,
-        return_metrics=return_metrics,
+        return_metrics=return_metrics, distributed=distributed, process_group=process_group,
     )  # fmt: skip
 
 

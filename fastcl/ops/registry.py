@@ -48,6 +48,7 @@ class Backend:
         precisions: dtypes it forms products in.
         unavailable: why it cannot run on this machine at all; empty when it can.
         detail: version, instruction set and the like, for ``fastcl info``.
+        refuses: what only a call can tell (the capability of a device, say): a reason, or empty.
         keeps_exponentials: (N, M, D, precision) -> whether keeping them for the backward, where
             the workspace allows it, is the faster choice.
         fuses: (N, D, precision) -> whether its ``pair_softmax`` of N pairs is a better choice
@@ -61,6 +62,7 @@ class Backend:
     precisions: tuple[torch.dtype, ...] = FLOATS
     unavailable: str = ""
     detail: str = ""
+    refuses: Callable[[Call], str] = lambda _: ""
     keeps_exponentials: Callable[[int, int, int, torch.dtype], bool] = lambda *_: True
     fuses: Callable[[int, int, torch.dtype], bool] = lambda *_: False
 
@@ -76,6 +78,8 @@ class Backend:
         if call.precision not in self.precisions:
             dtypes = ", ".join(str(p).removeprefix("torch.") for p in self.precisions)
             reasons.append(f"computes in {dtypes}, not in {str(call.precision)[6:]}")
+        if not reasons and (reason := self.refuses(call)):
+            reasons.append(reason)
         return reasons
 
 

@@ -35,6 +35,9 @@ _PAIR = "Tensor queries, Tensor? keys, Tensor scale, Tensor? key_bias"
 _RULE = "Tensor? query_ids, Tensor? key_ids, str relation, SymInt[] skip"
 
 
+_KEYS, _KEY_IDS = 1, 5  # positions among an operator's tensors
+
+
 class LogSumExp(NamedTuple):
     """What :func:`similarity_logsumexp` returns; what was not asked for is an empty tensor."""
 
@@ -181,6 +184,13 @@ def _logsumexp_setup(ctx, inputs, output):
     rows, column_sums, row_max, column_max, saved, offset = output
     ctx.mark_non_differentiable(row_max, column_max, saved, offset)
     ctx.set_materialize_grads(False)
+    ctx.fixed = None
+    if save == "mean_keys" and torch._C._functorch.peek_interpreter_stack() is None:
+        # The gradient is done and reads neither keys nor their ids: a queue may take new ones
+        # before the backward, which autograd's own check of saved tensors would refuse.
+        fixed = [tensors[_KEYS], tensors[_KEY_IDS]]
+        ctx.fixed = [(t, 0 if t is None else t._version) for t in fixed]
+        tensors[_KEYS] = tensors[_KEY_IDS] = None
     ctx.save_for_backward(*tensors, rows, column_sums, saved, offset)
     ctx.static = (relation, skip, columns, save, precision)
 
@@ -188,6 +198,13 @@ def _logsumexp_setup(ctx, inputs, output):
 def _logsumexp_autograd(ctx, grad_rows, grad_columns, *_):
     *tensors, rows, column_sums, saved, offset = ctx.saved_tensors
     relation, skip, columns, save, precision = ctx.static
+    if ctx.fixed is not None and torch.is_grad_enabled():  # second derivatives read them
+        tensors[_KEYS], tensors[_KEY_IDS] = (t for t, _ in ctx.fixed)
+        if any(t is not None and t._version != version for t, version in ctx.fixed):
+            raise RuntimeError(
+                "keys were changed in place after the forward pass; a second derivative needs them "
+                "as they were: take it before the queue or bank is updated"
+            )
     if grad_rows is None:
         grad_rows = torch.zeros_like(rows)
     needs = list(ctx.needs_input_grad[:4])

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from . import chunked
-from .registry import Backend
+from .registry import Backend, Call
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _LOG2E = math.log2(math.e)
-_HALF_ROOM = 14  # binary orders of magnitude that fp16 weights are lifted by
+_ROOM = 14  # binary orders of magnitude that weights are lifted by, so that fp16 can hold them
 
 
 def _unavailable() -> str:
@@ -139,6 +139,11 @@ class _Problem:
         return self.scale.new_empty(shape)
 
     @property
+    def held_width(self) -> int:
+        """Rows up to this width are held, and multiplied in the tile; wider ones are streamed."""
+        return _held_width(self.own.rows.dtype)
+
+    @property
     def half(self) -> bool:
         return self.own.rows.dtype == torch.float16
 
@@ -175,7 +180,7 @@ class _Problem:
         }  # fmt: skip
 
     def tile(self, config) -> dict[str, int]:
-        block = self.width if self.width <= 256 else config.block_d
+        block = self.width if self.width <= self.held_width else config.block_d
         return {"BD": block, "OWN": config.own, "OTHER": config.other, **config.options}
 
 
@@ -191,7 +196,7 @@ def similarity_logsumexp(
     queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, columns, maxima, save,
     precision,
 ):  # fmt: skip
-    if _dense(queries, keys):
+    if _dense(queries, keys, precision):
         return chunked.similarity_logsumexp(
             queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, columns, maxima,
             save, precision,
@@ -216,11 +221,15 @@ def similarity_logsumexp(
         return rows, column_sums, row_max, column_max, saved, offset
 
 
-def _dense(queries: Tensor, keys: Tensor | None) -> bool:
+def _held_width(precision: torch.dtype) -> int:
+    return _kernels().configs.RULES[f"held_width_{8 * precision.itemsize}"]
+
+
+def _dense(queries: Tensor, keys: Tensor | None, precision: torch.dtype) -> bool:
     """Whether so few, so wide rows are better served by one dense product."""
     pairs = queries.shape[0] * (queries.shape[0] if keys is None else keys.shape[0])
-    rules = _kernels().configs.RULES
-    return queries.shape[1] > rules["product_width"] and pairs <= rules["dense_pairs"]
+    wide = queries.shape[1] > _held_width(precision)
+    return wide and pairs <= _kernels().configs.RULES["dense_pairs"]
 
 
 def _unpad(x: Tensor, width: int) -> Tensor:
@@ -229,7 +238,7 @@ def _unpad(x: Tensor, width: int) -> Tensor:
 
 def _mean_in_one_sweep(p: _Problem) -> bool:
     """fp16 cannot hold 2^(score - offset), and wide rows no accumulator: they take two sweeps."""
-    return not p.half and p.width <= _kernels().configs.RULES["product_width"]
+    return not p.half and p.width <= p.held_width
 
 
 def _sweep(p: _Problem, offset: Tensor, symmetric: bool, columns: bool, maxima: bool):
@@ -305,10 +314,9 @@ def _logsumexp_and_mean(p: _Problem, offset: Tensor, maxima: bool):
 def _mean(p: _Problem, logsum: Tensor, offset: Tensor) -> Tensor:
     """Softmax-weighted mean of the other rows, given the log-sum-exps."""
     empty = torch.isneginf(logsum)
-    room = 2.0**_HALF_ROOM if p.half else 1.0
-    gain = torch.where(empty, 0.0, room)
+    gain = torch.where(empty, 0.0, 2.0**_ROOM)
     shift = torch.where(empty, 0.0, logsum * _LOG2E)
-    factor = torch.full_like(p.scale, 1.0 / room)
+    factor = torch.full_like(p.scale, 2.0**-_ROOM)
     weights = [_Weights("own", own_gain=gain, own_shift=shift)]
     return _multiply(p, weights, offset, factor)[0]
 
@@ -365,8 +373,7 @@ def _multiply(
 
     ``weights`` are forms of the same W of which one is valid: launches of the others return.
     """
-    wide_rows = p.width > _kernels().configs.RULES["product_width"]
-    if wide_rows and want_product:
+    if p.width > p.held_width and want_product:
         chunks = _weight_chunks(p, weights, offset)
         product, total = p.new(len(p.own), p.width), p.new(len(p.own) if want_sums else 0)
         for rows, w in chunks:
@@ -452,7 +459,7 @@ def _gains(p: _Problem, grads: list[Tensor], logsums: list[Tensor], offset: Tens
         side = _Gains(*(torch.empty_like(logsum) for _ in range(3)))
         product.gains[(_ceil(grad.numel(), 1024),)](
             grad, logsum, tops, p.scale, offset, side.gain, side.shift, side.ratio, unit,
-            grad.numel(), SLOTS=2 * programs, ROOM=_HALF_ROOM if p.half else 0, BLOCK=1024,
+            grad.numel(), SLOTS=2 * programs, ROOM=_ROOM, BLOCK=1024,
         )  # fmt: skip
         sides.append(side)
     return sides, unit
@@ -477,7 +484,7 @@ def similarity_logsumexp_backward(
     grad_rows, grad_columns, queries, keys, scale, key_bias, query_ids, key_ids, relation, skip,
     rows, columns, saved, offset, save, needs, precision,
 ):  # fmt: skip
-    if _dense(queries, keys):
+    if _dense(queries, keys, precision):
         return chunked.similarity_logsumexp_backward(
             grad_rows, grad_columns, queries, keys, scale, key_bias, query_ids, key_ids, relation,
             skip, rows, columns, saved, offset, save, needs, precision,
@@ -668,6 +675,12 @@ def _detail() -> str:
     return f"triton {version('triton')}" + (", interpreted" if _INTERPRETED else "")
 
 
+def _refuses(call: Call) -> str:
+    if call.device != "cuda" or torch.cuda.get_device_capability() >= (8, 0):
+        return ""
+    return "needs a GPU of compute capability 8.0 or newer"
+
+
 _reason = _unavailable()
 BACKEND = Backend(
     "triton",
@@ -676,5 +689,6 @@ BACKEND = Backend(
     precisions=(torch.float32, torch.bfloat16, torch.float16),
     unavailable=_reason,
     detail="" if _reason else _detail(),
+    refuses=_refuses,
     keeps_exponentials=lambda *_: False,
 )

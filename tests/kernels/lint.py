@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}  # bytes per multiprocessor
-SHUFFLES = 8  # per tile of the innermost product loop
+SHUFFLES = {"*bf16": 8, "*fp16": 8, "*fp32": 32}  # per tile; fp32 spends 12 times the products
 _POINTERS = {
     "torch.float32": "*fp32", "torch.bfloat16": "*bf16", "torch.float16": "*fp16",
     "torch.int64": "*i64",
@@ -282,8 +282,9 @@ def _judge(report: Report, launch: Launch, arch: int, notes: str, code: str) -> 
     small = dict(launch.signature)["own"] == "*fp32" or dict(launch.constants).get("OWN", 64) < 64
     if tensor not in code and not (arch != 80 and small and "HMMA" in code):
         report.breaches.append(f"no {tensor} instruction")
-    if launch.kernel == "sweep" and report.loop.get("SHFL", 0) > SHUFFLES and arch != 100:
-        report.breaches.append(f"{report.loop['SHFL']} shuffles a tile; at most {SHUFFLES}")
+    budget = SHUFFLES[dict(launch.signature)["own"]]
+    if launch.kernel == "sweep" and report.loop.get("SHFL", 0) > budget and arch != 100:
+        report.breaches.append(f"{report.loop['SHFL']} shuffles a tile; at most {budget}")
 
 
 def _loop(code: str) -> dict[str, int]:
