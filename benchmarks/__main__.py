@@ -8,6 +8,7 @@ memory. Times are comparable within a process only, so ratios are formed there.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from . import machine, measure, report
-from .cases import Case, select
+from .cases import CASES, Case, select
 from .measure import Settings
 
 # glibc gives large blocks back to the kernel at once and pays for it in page faults; this keeps
@@ -61,11 +62,12 @@ def fresh(method: str, function: Callable, *arguments: Any, **variables: str) ->
         return pool.submit(function, *arguments).result()
 
 
-def run(case: Case, settings: Settings) -> dict:
+def run(case: Case, settings: Settings, truths: Path | None = None) -> dict:
     """Everything about one case: a record per contestant, and the ceilings."""
     with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "truth.pt")
-        fresh("spawn", measure.save_truth, case, file, settings)
+        file = str((truths or Path(folder)) / f"{case.name}.pt")
+        if not Path(file).exists():
+            fresh("spawn", measure.save_truth, case, file, settings)
         default = fresh("spawn", measure.timing, case, file, settings, False)
         try:
             tuned = fresh("spawn", measure.timing, case, file, settings, True, **_KEEP_PAGES)
@@ -93,6 +95,12 @@ def run(case: Case, settings: Settings) -> dict:
     }
 
 
+def in_order(results: list[dict]) -> list[dict]:
+    """The last result of each case, in the order of :data:`CASES`."""
+    latest = {result["case"]: result for result in results}
+    return [latest[case.name] for case in CASES if case.name in latest]
+
+
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     size = parser.add_mutually_exclusive_group()
@@ -101,6 +109,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--case", nargs="+", metavar="SUBSTRING", help="cases whose name holds one")
     parser.add_argument("--rounds", type=int, help="samples each; adapted to the time by default")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
+    parser.add_argument("--truths", type=Path, metavar="DIR", help="keep them, and use those kept")
+    parser.add_argument("--add", action="store_true", help="to what an earlier run wrote there")
     parser.add_argument("--threads", type=int, default=min(2, torch.get_num_threads()))
     parser.add_argument("--backends", nargs="+", help="of fastcl; all usable ones by default")
     parser.add_argument("--against", nargs="*", help="parts of the others' names; all by default")
@@ -122,17 +132,22 @@ def main(argv: list[str] | None = None) -> int:
         backends=None if options.backends is None else tuple(options.backends),
         against=None if options.against is None else tuple(options.against),
     )
-    options.out.mkdir(parents=True, exist_ok=True)
+    for folder in (options.out, options.truths or options.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    file = options.out / "results.json"
     results = {"machine": machine.describe(settings.threads), "cases": []}
+    if options.add and file.exists():
+        results["cases"] = json.loads(file.read_text())["cases"]
     report.print_machine(results["machine"])
     for case in cases:
         try:
-            results["cases"].append(run(case, settings))
+            result = run(case, settings, options.truths)
         except BrokenProcessPool:
             print(f"\n{case.name}: its process was killed, probably for want of memory")
             continue
-        report.print_case(results["cases"][-1])
-        report.write_json(results, options.out / "results.json")
+        report.print_case(result)
+        results["cases"] = in_order([*results["cases"], result])
+        report.write_json(results, file)
     report.draw(results, options.out / "picture.png")
     print(f"\nwritten to {options.out}")
     return 0

@@ -20,6 +20,7 @@ from torch import Tensor
 from . import ops
 from .distributed.check import check_distributed as check_distributed
 from .ops import Pairs, use_backend
+from .ops.fused import FORMS
 from .ops.pairs import keep_mask
 from .ops.registry import accumulator
 
@@ -52,9 +53,9 @@ SHAPES = (
 )
 DATA = ("random", "aligned", "clustered", "outlier")
 RULES = ("all", "offsets", "same", "different", "empty rows")
-OPERATIONS = (
-    "logsumexp", "columns", "softplus", "relu", "relu_squared", "topk", "normalize", "pair"
-)  # fmt: skip
+RULED = ("logsumexp", "columns", "softplus", "relu", "relu_squared", "topk")  # take a pair rule
+WHOLE = tuple(f"{form} loss" for form in FORMS)
+OPERATIONS = (*RULED, "normalize", "pair", *WHOLE)
 
 
 @dataclass
@@ -142,6 +143,8 @@ def _plain(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
     if operation == "pair":
         a, b = (F.normalize(x, dim=1) for x in _pair(p))
         return [torch.cat([a, b]), (a * b).sum(1)]
+    if operation in WHOLE:
+        return [_plain_loss(operation, *_pair(p), scale)]
     keys = p.queries if p.keys is None else p.keys
     s = (p.queries @ keys.T) * scale.to(p.queries.dtype)
     if p.key_bias is not None:
@@ -155,6 +158,19 @@ def _plain(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
         return outputs + [torch.logsumexp(s, 0)] if operation == "columns" else outputs
     value = F.relu(s).square() if operation == "relu_squared" else getattr(F, operation)(s)
     return [(value if mask is None else value.masked_fill(~mask, 0.0)).sum(1)]
+
+
+def _plain_loss(operation: str, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    scale, targets = scale.to(a.dtype), torch.arange(len(a), device=a.device)
+    if operation == "views loss":
+        z = torch.cat([a, b])
+        own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        scores = (z @ z.T * scale).masked_fill(own, float("-inf"))
+        return F.cross_entropy(scores, torch.cat([targets + len(a), targets]))
+    scores = a @ b.T * scale
+    loss = F.cross_entropy(scores, targets)
+    return loss if operation == "rows loss" else (loss + F.cross_entropy(scores.T, targets)) / 2
 
 
 def _pair(p: Problem) -> tuple[Tensor, Tensor]:
@@ -174,6 +190,8 @@ def _fast(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
         return [ops.l2_normalize(p.queries)[0]]
     if operation == "pair":
         return list(ops.l2_normalize_pair(*_pair(p))[:2])
+    if operation in WHOLE:
+        return [ops.pair_softmax(*_pair(p), scale, form=operation.split()[0])]
     if operation in ("logsumexp", "columns"):
         both = operation == "columns"
         result = ops.similarity_logsumexp(p.queries, p.keys, scale, columns=both, **common)
@@ -200,8 +218,8 @@ def _evaluate(function, operation: str, p: Problem) -> list[Tensor]:
     return [t.detach() for t in (*outputs, *(g for g in gradients if g is not None))]
 
 
-def _error(result: Tensor, truth: Tensor) -> float:
-    """Largest deviation relative to the largest true entry; infinities must agree.
+def _error(result: Tensor, truth: Tensor, least: float = 1e-30) -> float:
+    """Largest deviation relative to the largest true entry or ``least``; infinities must agree.
 
     A true value beyond the result's dtype (an fp16 gradient above 65504) counts as infinite.
     """
@@ -210,7 +228,7 @@ def _error(result: Tensor, truth: Tensor) -> float:
     same = torch.isinf(truth) & (result == truth)
     difference = torch.where(same, 0.0, (result - truth).abs())
     size = torch.where(torch.isinf(truth), 0.0, truth.abs()).max()
-    worst = float(difference.max() / size.clamp_min(1e-30))
+    worst = float(difference.max() / size.clamp_min(least))
     return worst if worst == worst else float("inf")
 
 
@@ -250,15 +268,18 @@ def compare(
     if data == "outlier":
         round_off *= 100.0
     verdicts = []
-    for result, exact, usual in zip(results, expected, plain, strict=True):
+    for position, (result, exact, usual) in enumerate(zip(results, expected, plain, strict=True)):
+        # the scale's gradient of a whole loss is a difference of cosines, and judged by theirs
+        last = operation in WHOLE and position == len(results) - 1
+        least = max(1e-30, min(1.0, float(expected[0]))) if last else 1e-30
         # a gradient comes back in its input's dtype, which rounds it; weights may have been
         # rounded to the precision of the products, which leaves a fraction of that in any sum
         rounding = max(2.0 * torch.finfo(result.dtype).eps, 0.25 * torch.finfo(dtype).eps)
-        usual_error = _error(usual, exact)
+        usual_error = _error(usual, exact, least)
         if usual_error == float("inf"):  # plain PyTorch fails here (empty rows, overflow)
             usual_error = 0.0
         allowed = 2.0 * usual_error + round_off + rounding
-        verdicts.append(Verdict(_error(result, exact), usual_error, allowed))
+        verdicts.append(Verdict(_error(result, exact, least), usual_error, allowed))
     return max(verdicts, key=lambda v: v.error / v.allowed)
 
 
@@ -269,6 +290,7 @@ def served(backend: str, dtypes=(torch.float32, torch.bfloat16, torch.float16, t
         return []
     names = {"topk": "similarity_topk", "normalize": "l2_normalize", "pair": "l2_normalize"}
     names |= dict.fromkeys(("logsumexp", "columns"), "similarity_logsumexp")
+    names |= dict.fromkeys(WHOLE, "pair_softmax")
     return [
         (operation, dtype)
         for operation in OPERATIONS

@@ -126,3 +126,48 @@ def test_slow_contestants_skip_rounds_evenly(modules):
     turns = [i for i, name in enumerate(order[2:]) if name == "slow"]
     gaps = torch.tensor(turns).diff()
     assert int(gaps.max() - gaps.min()) <= 2
+
+
+_ASSEMBLY = """
+  40: vmovups (%rdx),%ymm2
+  44: vbroadcastss (%rax),%ymm3
+  48: vfmadd231ps %ymm3,%ymm2,%ymm15
+  4c: vfmadd231ps %ymm3,%ymm1,%ymm14
+  50: add    $0x1,%rcx
+  54: jne    44 <somewhere+0x4>
+  58: vfmadd231ps %ymm3,%ymm1,%ymm14
+  5c: jne    40 <somewhere>
+"""
+
+
+def test_limits_counts_innermost_loops_only(modules):
+    from benchmarks import limits
+
+    (loop,) = limits.find_loops(_ASSEMBLY, least=2)
+    assert (loop.multiply, loop.broadcast, loop.load, loop.other) == (2, 1, 0, 2)
+
+
+def test_limits_sets_targets_beside_the_machine(modules, capsys):
+    from benchmarks import limits
+
+    def record(ms):
+        return {"median_ms": ms, "tuned": {"median_ms": ms}}
+
+    contestants = {"fastcl cpu": record(200.0), "eager": record(1000.0)}
+    rate = {"best": 257.69803776, "median": 200.0}  # 8192 x 8192 x 128 x 3 flop in 100 ms
+    case = {"case": "ntxent-8192x128-fp32", "ceiling": rate, "tuned_ceiling": rate}
+    limits.print_targets({"cases": [{**case, "contestants": contestants}]})
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("ntxent"))
+    # least, ours, share; eager's target, highest and reached; no torch.compile; the best tuned
+    assert line.split()[3:] == [
+        "100",
+        "200",
+        "50",
+        "12",
+        "10.0",
+        "5.00",
+        "-",
+        "3.5",
+        "10.0",
+        "5.00",
+    ]

@@ -12,7 +12,8 @@ MEASURE = """
 import re, sys, torch, fastcl
 from fastcl.ops import l2_normalize
 n, d, backend, kind = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-queue = torch.nn.functional.normalize(torch.randn(65536 if kind == "queue" else 1, d))
+queue = torch.nn.functional.normalize(torch.randn(1 if kind == "nt_xent" else 65536, d))
+queue = queue.bfloat16() if kind == "queue in bf16" else queue
 
 def step(a, b):
     if kind == "nt_xent":
@@ -42,8 +43,9 @@ print(status("VmHWM") - before)
     "backend", [b for b in ("cpu", "chunked") if not fastcl.backends()[b].unavailable]
 )
 @pytest.mark.parametrize(
-    ("kind", "n", "limit"), [("nt_xent", 16384, 128), ("queue", 256, 10)]
-)  # fmt: skip
+    ("kind", "n", "limit"),
+    [("nt_xent", 16384, 128), ("queue", 256, 10), ("queue in bf16", 256, 10)],
+)
 def test_peak_beyond_the_inputs(backend, kind, n, limit):
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, str(n), "128", backend, kind],

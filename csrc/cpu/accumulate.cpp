@@ -229,19 +229,20 @@ double dot(const Problem& p, const Matrix& x, const float* y) {
 
 }  // namespace
 
-void mean_keys(const Prepared& p, Arena& arena, const float* row_shift, float* out, float* rows) {
+void mean_keys(const Prepared& p, Arena& arena, const float* row_shift, float* out, double* rows) {
   float* u = padded_floats(p.k, arena, p.n);
   std::fill(u, u + p.n, 1.0f);
   float* v = padded_floats(p.k, arena, p.m);
   std::fill(v, v + p.m, 0.0f);
   const Gradient g{row_shift ? kWeightExact : kWeightExp, u, v, row_shift};
   const Values keys(p.problem, p.problem.keys, arena, false);
-  rows_only(p, arena, g, keys, out, rows, 1.0f);
+  float* sums = arena.get<float>(p.n);
+  rows_only(p, arena, g, keys, out, sums, 1.0f);
   parallel_ranges(p.problem.pool, p.n, 64, [&](i64 begin, i64 end) {
     for (i64 i = begin; i < end; ++i) {
-      const float inverse = rows[i] > 0 ? 1.0f / rows[i] : rows[i] == 0 ? 0.0f : NAN;
+      const float inverse = sums[i] > 0 ? 1.0f / sums[i] : sums[i] == 0 ? 0.0f : NAN;
       for (i64 d = 0; d < p.dim; ++d) out[i * p.dim + d] *= inverse;
-      rows[i] = (float)std::log((double)rows[i]);
+      rows[i] = std::log((double)sums[i]);
     }
   });
 }
@@ -266,7 +267,7 @@ void gradient(const Prepared& p, Arena& arena, const Gradient& g) {
   multiply(pool, g.row_bias, p.n, (float)g.factor);
   multiply(pool, g.key_bias, p.m, (float)g.factor);
   if (!g.scale) return;
-  *g.scale = (float)(dot(problem, problem.queries, rows) * (problem.symmetric ? 0.5 : 1.0));
+  *g.scale = dot(problem, problem.queries, rows) * (problem.symmetric ? 0.5 : 1.0);
   multiply(pool, g.queries, size, problem.scale);
   multiply(pool, g.keys, p.m * p.dim, problem.scale);
 }

@@ -6,7 +6,7 @@ namespace fastcl::cpu {
 
 // out_i = sum_j p_ij k_j and rows_i = log sum_j exp2(x_ij), p the softmax; x without the problem's
 // offset, and with row_shift (log2 units) added when given.
-void mean_keys(const Prepared&, Arena&, const float* row_shift, float* out, float* rows);
+void mean_keys(const Prepared&, Arena&, const float* row_shift, float* out, double* rows);
 
 // Gradients of one sweep. Outputs are null where not wanted; `factor` multiplies all of them, the
 // scale further multiplies those of queries and keys.
@@ -16,7 +16,8 @@ struct Gradient {
   const float *row_shift = nullptr, *col_shift2 = nullptr;     // padded
   const float* exponentials = nullptr;
   double factor = 1;
-  float *queries = nullptr, *keys = nullptr, *scale = nullptr;
+  float *queries = nullptr, *keys = nullptr;
+  double* scale = nullptr;
   float *row_bias = nullptr, *key_bias = nullptr;
 };
 void gradient(const Prepared&, Arena&, const Gradient&);

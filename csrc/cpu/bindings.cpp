@@ -60,6 +60,12 @@ kernels::Matrix matrix(const Tensor& x, const char* name) {
   return {x.const_data_ptr(), x.size(0), x.size(1), x.stride(0), storage};
 }
 
+float number(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1 && t.scalar_type() == ScalarType::Float, name,
+                  " must be one float32 number on the CPU");
+  return *static_cast<const float*>(t.const_data_ptr());
+}
+
 // A contiguous vector of the right type and length, kept alive beside its pointer.
 template <class T>
 class Vector {
@@ -94,10 +100,7 @@ class Call {
     problem.keys = matrix(keys_, "keys");
     STD_TORCH_CHECK(problem.queries.dim == problem.keys.dim, "queries have ", problem.queries.dim,
                     " features, keys ", problem.keys.dim);
-    STD_TORCH_CHECK(scale.is_cpu() && scale.numel() == 1 &&
-                        scale.scalar_type() == ScalarType::Float,
-                    "scale must be one float32 number on the CPU");
-    problem.scale = *static_cast<const float*>(scale.const_data_ptr());
+    problem.scale = number(scale, "scale");
     problem.key_bias = key_bias_;
     STD_TORCH_CHECK(relation >= 0 && relation <= 2, "relation must be 0, 1 or 2");
     problem.relation = (kernels::Relation)relation;
@@ -147,12 +150,15 @@ Six logsumexp(const Tensor& queries, const OptionalTensor& keys, const Tensor& s
                  : save == kExponentials ? empty({call.n(), call.m()})
                                          : empty({0});
   Tensor offset = empty({});
+  std::vector<double> exact_rows(call.n()), exact_columns(columns ? call.m() : 0);
   kernels::LogSumExp out{};
-  out.rows = data(rows), out.columns = data(column_sums);
+  out.rows = exact_rows.data(), out.columns = columns ? exact_columns.data() : nullptr;
   out.row_max = data(row_max), out.column_max = data(column_max);
   (save == kMeanKeys ? out.mean_keys : out.exponentials) = data(saved);
   out.offset = data(offset);
   kernels::logsumexp(call.problem, out);
+  std::copy(exact_rows.begin(), exact_rows.end(), data(rows));
+  if (columns) std::copy(exact_columns.begin(), exact_columns.end(), data(column_sums));
   return {rows, column_sums, row_max, column_max, saved, offset};
 }
 
@@ -174,15 +180,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> logsumexp_backward(
   Tensor dk = needs[1] && keys ? empty({call.m(), call.d()}) : empty({0});
   Tensor dscale = needs[2] ? empty({}) : empty({0});
   Tensor dbias = needs[3] && key_bias ? empty({call.m()}) : empty({0});
+  const auto widened = [](const float* values, i64 size) {
+    return values ? std::vector<double>(values, values + size) : std::vector<double>();
+  };
+  const std::vector<double> wide_rows = widened(row_sums, call.n());
+  const std::vector<double> wide_columns = widened(column_sums, call.m());
+  double scale_sum = 0;
   kernels::LogSumExpGradient g{};
   g.grad_rows = row_gradients, g.grad_columns = column_gradients;
-  g.rows = row_sums, g.columns = column_sums;
+  g.rows = wide_rows.data(), g.columns = wide_columns.data();
   g.offset = *static_cast<const float*>(offset.const_data_ptr());
   const Vector<float> exponentials(save == kExponentials ? OptionalTensor(saved) : std::nullopt,
                                    call.n() * call.m(), "saved");
   g.exponentials = exponentials;
-  g.queries = data(dq), g.keys = data(dk), g.scale = data(dscale), g.key_bias = data(dbias);
+  g.queries = data(dq), g.keys = data(dk), g.key_bias = data(dbias);
+  g.scale = needs[2] ? &scale_sum : nullptr;
   kernels::logsumexp_backward(call.problem, g);
+  if (needs[2]) *data(dscale) = (float)scale_sum;
   return {dq, dk, dscale, dbias};
 }
 
@@ -220,9 +234,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sum_backward(
   kernels::SumGradient g{};
   g.phi = (kernels::Phi)phi;
   g.grad_rows = gradients, g.row_bias = bias;
-  g.queries = data(dq), g.keys = data(dk), g.scale = data(dscale);
+  double scale_sum = 0;
+  g.queries = data(dq), g.keys = data(dk), g.scale = needs[2] ? &scale_sum : nullptr;
   g.key_bias = data(dkey_bias), g.row_bias_grad = data(drow_bias);
   kernels::sum_backward(call.problem, g);
+  if (needs[2]) *data(dscale) = (float)scale_sum;
   if (fold) {
     dq = torch::stable::subtract(dq, dk, -1.0);
     dk = empty({0});
@@ -292,6 +308,31 @@ std::tuple<Tensor, Tensor> l2_normalize_pair_backward(const Tensor& grad_rows,
   return {da, db};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> pair_softmax(const Tensor& a, const Tensor& b,
+                                                        const Tensor& scale, i64 form, bool mean,
+                                                        double eps, std::vector<bool> needs,
+                                                        bool keep, bool bf16) {
+  const Tensor first = feature_contiguous(a), second = feature_contiguous(b);
+  kernels::PairSoftmax p{};
+  p.a = matrix(first, "a"), p.b = matrix(second, "b");
+  STD_TORCH_CHECK(p.a.rows == p.b.rows && p.a.dim == p.b.dim, "a and b must have one shape");
+  STD_TORCH_CHECK(form >= 0 && form <= 2, "form must be 0, 1 or 2");
+  STD_TORCH_CHECK(needs.size() == 3, "needs must have 3 entries");
+  p.form = (kernels::PairSoftmax::Form)form;
+  p.mean = mean, p.scale = number(scale, "scale"), p.eps = (float)eps, p.keep = keep;
+  p.kernels = bf16 ? kernels::isa().bf16 : kernels::isa().f32;
+  p.pool = pool_for((double)p.a.rows * p.a.rows * p.a.dim);
+  const auto gradient = [&](i64 i) {
+    return needs[i] ? empty({p.a.rows, p.a.dim}) : empty({0});
+  };
+  Tensor loss = empty({}), grad_a = gradient(0), grad_b = gradient(1);
+  Tensor grad_scale = needs[2] ? empty({}) : empty({0});
+  p.loss = data(loss), p.grad_a = data(grad_a), p.grad_b = data(grad_b);
+  p.grad_scale = data(grad_scale);
+  kernels::pair_softmax(p);
+  return {loss, grad_a, grad_b, grad_scale};
+}
+
 Tensor exp2_values(const Tensor& x) {
   const Vector<float> in(x, x.numel(), "x");
   Tensor y = empty({x.numel()});
@@ -318,6 +359,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastcl, CPU, m) {
   m.impl("_cpu_l2_normalize_backward", TORCH_BOX(&l2_normalize_backward));
   m.impl("_cpu_l2_normalize_pair", TORCH_BOX(&l2_normalize_pair));
   m.impl("_cpu_l2_normalize_pair_backward", TORCH_BOX(&l2_normalize_pair_backward));
+  m.impl("_cpu_pair_softmax", TORCH_BOX(&pair_softmax));
   m.impl("_cpu_exp2", TORCH_BOX(&exp2_values));
 }
 

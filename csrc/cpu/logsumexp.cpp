@@ -40,11 +40,11 @@ bool flushed(const Problem& p, const float* slots, i64 count, i64 size, bool by_
 }
 
 void write_logs(const Problem& p, const float* slots, i64 count, i64 size, const float* shift,
-                float offset, float* out) {
+                float offset, double* out) {
   parallel_ranges(p.pool, size, kRowGrain, [&](i64 begin, i64 end) {
     for (i64 i = begin; i < end; ++i) {
       const double largest = shift ? -shift[i] * kLn2 : offset;
-      out[i] = (float)(std::log(add_slots(slots, count, size, i)) + largest);
+      out[i] = std::log(add_slots(slots, count, size, i)) + largest;
     }
   });
 }
@@ -97,7 +97,7 @@ void by_maxima(const Problem& p, const LogSumExp& out) {
                                    prepared.m);
   if (out.mean_keys) {
     mean_keys(prepared, arena, rows, out.mean_keys, out.rows);
-    for (i64 i = 0; i < prepared.n; ++i) out.rows[i] -= (float)(rows[i] * kLn2);
+    for (i64 i = 0; i < prepared.n; ++i) out.rows[i] -= rows[i] * kLn2;
     return;
   }
   const Slots sums = sweep(prepared, arena, {kExact, rows, columns}).sums;

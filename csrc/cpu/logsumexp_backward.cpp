@@ -18,7 +18,7 @@ float largest(const float* g, i64 n, float so_far) {
 }
 
 // u_i = 2^exponent g_i exp(offset - sum_i), or without the exponential when maxima were used.
-float* side_weights(const Prepared& p, Arena& arena, const float* g, const float* sums, i64 n,
+float* side_weights(const Prepared& p, Arena& arena, const float* g, const double* sums, i64 n,
                     int exponent, float offset) {
   float* u = padded_floats(p.k, arena, n);
   if (!g) {
@@ -28,16 +28,16 @@ float* side_weights(const Prepared& p, Arena& arena, const float* g, const float
   const bool exact = std::isnan(offset);
   for (i64 i = 0; i < n; ++i) {
     const bool empty = sums[i] == -INFINITY;
-    const double exponential = exact ? 1.0 : std::exp((double)offset - sums[i]);
+    const double exponential = exact ? 1.0 : std::exp(offset - sums[i]);
     u[i] = empty ? 0.0f : (float)(std::ldexp((double)g[i], exponent) * exponential);
   }
   return u;
 }
 
-float* negated_sums(const Prepared& p, Arena& arena, const float* sums, i64 n) {
+float* negated_sums(const Prepared& p, Arena& arena, const double* sums, i64 n) {
   float* shift = padded_floats(p.k, arena, n);
   for (i64 i = 0; i < n; ++i)
-    shift[i] = sums[i] == -INFINITY ? 0.0f : (float)(-(double)sums[i] * kLog2e);
+    shift[i] = sums[i] == -INFINITY ? 0.0f : (float)(-sums[i] * kLog2e);
   return shift;
 }
 
@@ -52,8 +52,8 @@ void logsumexp_backward(const Problem& problem, const LogSumExpGradient& out) {
   float size = largest(out.grad_rows, p.n, 0.0f);
   if (out.grad_columns) size = largest(out.grad_columns, p.m, size);
   const int exponent = size > 0 && std::isfinite(size) ? kHeadroom - std::ilogb(size) : 0;
-  const float* rows = out.rows;
-  const float* columns = problem.symmetric ? out.rows : out.columns;
+  const double* rows = out.rows;
+  const double* columns = problem.symmetric ? out.rows : out.columns;
   const float* grad_columns = problem.symmetric ? out.grad_rows : out.grad_columns;
   Gradient g{};
   g.kind = exact ? kWeightExact : saved ? kWeightSaved : kWeightExp;

@@ -1,9 +1,11 @@
+#include <algorithm>
+
 #include "ops.h"
 
 namespace fastcl::cpu {
 namespace {
-// Rows per task: memory-bound work of some ten microseconds.
-i64 grain(i64 dim) { return (1 << 15) / (dim < (1 << 15) ? dim : (1 << 15)); }
+// Rows per task: some five microseconds.
+i64 grain(i64 dim) { return std::max((i64)1, (1 << 13) / dim); }
 }  // namespace
 
 void normalize(const Kernels* k, const Pool& pool, const Matrix& x, float eps, float* y,
@@ -41,8 +43,9 @@ void normalize_pair_backward(const Kernels* k, const Pool& pool, const Matrix& g
   const float* other = rows + n * grad.dim;
   parallel_ranges(pool, n, grain(grad.dim), [&](i64 begin, i64 end) {
     const i64 count = end - begin;
-    k->normalize_backward(first, begin, count, rows, inverse, eps, other, grad_cosines, da);
-    k->normalize_backward(second, begin, count, other, inverse + n, eps, rows, grad_cosines, db);
+    if (da) k->normalize_backward(first, begin, count, rows, inverse, eps, other, grad_cosines, da);
+    if (db)
+      k->normalize_backward(second, begin, count, other, inverse + n, eps, rows, grad_cosines, db);
   });
 }
 

@@ -65,9 +65,11 @@ const Isa& isa();
 void set_isa(const char* name);  // null: the best; for tests
 std::string supported_isas();
 
-// Outputs may be null where not wanted.
+// Outputs may be null where not wanted. The logarithms are fp64: rounded to fp32 they would change
+// every weight of their row by up to 2^-24 times their own size.
 struct LogSumExp {
-  float *rows, *columns, *row_max, *column_max;
+  double *rows, *columns;
+  float *row_max, *column_max;
   float* exponentials;  // [N, M]; symmetric: panels left of the diagonal stay untouched
   float* mean_keys;     // [N, D]; excludes columns, maxima and exponentials
   float* offset;
@@ -76,10 +78,11 @@ void logsumexp(const Problem&, const LogSumExp&);
 
 struct LogSumExpGradient {
   const float *grad_rows, *grad_columns;  // the latter may be null
-  const float *rows, *columns;
+  const double *rows, *columns;
   float offset;                // NaN: the forward used maxima
   const float* exponentials;   // null: recompute
-  float *queries, *keys, *scale, *key_bias;  // outputs, null where not wanted
+  float *queries, *keys, *key_bias;  // outputs, null where not wanted
+  double* scale;
 };
 void logsumexp_backward(const Problem&, const LogSumExpGradient&);
 
@@ -89,7 +92,8 @@ void sum(const Problem&, Phi, const float* row_bias, float* rows);
 struct SumGradient {
   Phi phi;
   const float *grad_rows, *row_bias;
-  float *queries, *keys, *scale, *key_bias, *row_bias_grad;
+  float *queries, *keys, *key_bias, *row_bias_grad;
+  double* scale;
 };
 void sum_backward(const Problem&, const SumGradient&);
 
@@ -102,8 +106,22 @@ void normalize_backward(const Kernels*, const Pool&, const Matrix& grad, const f
 // Two aligned batches: unit rows of a, then of b, and the cosine of each pair.
 void normalize_pair(const Kernels*, const Pool&, const Matrix& a, const Matrix& b, float eps,
                     float* rows, float* cosines, float* inverse);
+// da or db may be null.
 void normalize_pair_backward(const Kernels*, const Pool&, const Matrix& grad_rows,
                              const float* grad_cosines, const float* rows, const float* inverse,
                              float eps, float* da, float* db);
+
+// A whole loss: each row of aligned batches a and b finds its partner among negatives.
+struct PairSoftmax {
+  Matrix a, b;
+  enum Form { views, rows, both } form;  // fastcl/ops/fused.py
+  bool mean;
+  float scale, eps;
+  bool keep;  // the exponentials, from the forward to the gradient
+  const Kernels* kernels;
+  Pool pool;
+  float *loss, *grad_a, *grad_b, *grad_scale;  // gradients null where not wanted
+};
+void pair_softmax(const PairSoftmax&);
 
 }  // namespace fastcl::cpu

@@ -1,5 +1,7 @@
 #include "prepare.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -14,15 +16,24 @@ constexpr i64 kPackRows = 64;  // rows per packing task: about 10 microseconds a
 
 struct Slab {
   void* memory = nullptr;
-  bool taken = false;
+  i64 used = 0;
   ~Slab() { std::free(memory); }
 };
 thread_local Slab slab;
 thread_local Scratch worker_scratch;
 
+constexpr i64 kHugePage = 2 << 20;
+
+// Large blocks come fresh from the system at every call. In huge pages, where it has them for those
+// who ask, that costs 32 faults instead of 16384 for 64 MB, and rows far apart share translations.
 void* allocate(i64 bytes) {
-  void* p = std::aligned_alloc(64, round_up(bytes, 64));
+  const bool huge = bytes >= 2 * kHugePage;
+  const i64 unit = huge ? kHugePage : 64;
+  void* p = std::aligned_alloc(unit, round_up(bytes, unit));
   if (!p) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (huge) madvise(p, round_up(bytes, unit), MADV_HUGEPAGE);
+#endif
   return p;
 }
 
@@ -59,22 +70,20 @@ float largest_norm(const Problem& p, const Matrix& x) {
 
 }  // namespace
 
-Arena::Arena() : owns_slab_(!slab.taken) {
-  if (!owns_slab_) return;
+Arena::Arena() : begin_(slab.used) {
   if (!slab.memory) slab.memory = allocate(kSlabBytes);
-  slab.taken = true;
 }
 
 Arena::~Arena() {
   for (void* p : extra_) std::free(p);
-  if (owns_slab_) slab.taken = false;
+  slab.used = begin_;
 }
 
 void* Arena::bytes(i64 size) {
   size = round_up(size, 64) + 64;  // a vector may read one past the end
-  if (owns_slab_ && used_ + size <= kSlabBytes) {
-    used_ += size;
-    return static_cast<char*>(slab.memory) + used_ - size;
+  if (slab.used + size <= kSlabBytes) {
+    slab.used += size;
+    return static_cast<char*>(slab.memory) + slab.used - size;
   }
   extra_.push_back(allocate(size));
   return extra_.back();

@@ -15,7 +15,8 @@ inline i64 round_up(i64 a, i64 b) { return ceil_div(a, b) * b; }
 inline i64 clamp(i64 x, i64 low, i64 high) { return x < low ? low : x > high ? high : x; }
 
 // Memory of one call: a slab that the calling thread keeps, because a fresh one costs page faults
-// at every call, and plain allocations, given back at the end, once it is full.
+// at every call, and plain allocations once it is full. Everything is given back at the end, so
+// arenas nest.
 class Arena {
  public:
   Arena();
@@ -28,8 +29,7 @@ class Arena {
 
  private:
   void* bytes(i64 size);
-  bool owns_slab_;
-  i64 used_ = 0;
+  i64 begin_;  // of this arena's part of the slab
   std::vector<void*> extra_;
 };
 

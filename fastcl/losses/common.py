@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import ALONE, MODES, Ranks
-from ..ops import LogSumExp, Pairs, l2_normalize, l2_normalize_pair
+from ..ops import LogSumExp, Pairs, fuses_pairs, l2_normalize, l2_normalize_pair, pair_softmax
 from ..ops.checks import check_features, check_same_shape, precision_of
 from ..ops.pairs import describe
 from ..ops.registry import accumulator
@@ -33,8 +33,18 @@ def unit_rows(x: Tensor, name: str, normalize: bool = True) -> Tensor:
         rows, factors = l2_normalize(x)
         _check_finite(factors, (x, name))
         return rows
+    return stored_rows(x, name).to(accumulator(x.dtype))
+
+
+def stored_rows(x: Tensor, name: str) -> Tensor:
+    """Rows that only an operator reads, which takes them as they are: a queue is not copied.
+
+    Raises:
+        ValueError: NaN or infinity in ``x``; see :func:`_check_finite`.
+    """
+    check_features(x, name)
     _check_finite(None, (x, name))
-    return x.to(accumulator(x.dtype))
+    return x
 
 
 def unit_pair(
@@ -63,19 +73,29 @@ def _check_finite(factors: Tensor | None, *inputs: tuple[Tensor, str]) -> None:
     holds one is NaN or 0; without factors a sum shows it, which is one pass and no copy (and may
     overflow, so the count decides).
     """
-    if inputs[0][0].device.type != "cpu" or torch.compiler.is_compiling() or _is_transformed():
+    if not _can_look(inputs[0][0]):
         return
     if factors is not None:
         suspicious = not bool((factors > 0).all())
     else:
         suspicious = any(not math.isfinite(x.detach().sum()) for x, _ in inputs)
-    for x, name in inputs if suspicious else ():
+    if suspicious:
+        _refuse_unfinite(*inputs)
+
+
+def _refuse_unfinite(*inputs: tuple[Tensor, str]) -> None:
+    for x, name in inputs:
         bad = int((~torch.isfinite(x).all(1)).sum())
         if bad:
             raise ValueError(
                 f"{name} holds NaN or infinity in {bad} of its {x.shape[0]} rows; expected finite "
                 "features"
             )
+
+
+def _can_look(x: Tensor) -> bool:
+    """Whether values of ``x`` can be looked at without waiting: eager mode on a CPU."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_transformed()
 
 
 def check_vector(value, name: str, length: int, like: Tensor, floats: bool = False) -> Tensor:
@@ -146,8 +166,7 @@ def _positive(value: float | Tensor, name: str) -> float | Tensor:
     if not isinstance(value, Tensor):
         check_positive(value, name)
         return value
-    can_look = value.device.type == "cpu" and not torch.compiler.is_compiling()
-    if value.numel() != 1 or (can_look and not _is_transformed() and not float(value.detach()) > 0):
+    if value.numel() != 1 or (_can_look(value) and not float(value.detach()) > 0):
         came = f"is {value.detach()}" if value.numel() == 1 else describe(value)
         raise ValueError(f"{name} {came}; expected one positive number")
     return value.reshape(())
@@ -277,6 +296,27 @@ def softmax_loss(positive: Tensor, negatives: Tensor) -> Tensor:
     softplus turns linear at 20, an error of 2e-9; at 50 it is below float64's resolution.
     """
     return torch.nn.functional.softplus(negatives - positive, threshold=50.0)
+
+
+def whole_loss(
+    a: Tensor, b: Tensor, names: tuple[str, str], scale, form: str, reduction: str
+) -> Tensor | None:
+    """The plain loss of two aligned batches in one operator (:func:`~fastcl.ops.pair_softmax`).
+
+    ``None`` where no backend would rather take it whole: the caller composes the primitives then.
+
+    Raises:
+        TypeError, ValueError: as :func:`unit_pair` does.
+    """
+    check_reduction(reduction)
+    check_same_shape(a, b, *names)
+    if reduction == "none" or _is_transformed() or not fuses_pairs(a, b):
+        return None
+    loss = pair_softmax(a, b, scale, form=form, mean=reduction == "mean")
+    # what is not finite in a row is not finite in its cosine, and shows in any sum of losses
+    if _can_look(a) and not math.isfinite(loss.detach()):
+        _refuse_unfinite((a, names[0]), (b, names[1]))
+    return loss
 
 
 # --------------------------------------------------------------------- smoothing and metrics

@@ -25,8 +25,10 @@ from .common import (
     smooth,
     softmax_loss,
     softmax_metrics,
+    stored_rows,
     unit_pair,
     unit_rows,
+    whole_loss,
 )
 
 
@@ -76,6 +78,11 @@ def nt_xent(
     """
     check_fraction(label_smoothing, "label_smoothing")
     scale = scale_of(temperature)
+    plain = ids is None and weight is None and not (label_smoothing or return_metrics)
+    if plain and normalize and queue is None and distributed is None and process_group is None:
+        loss = whole_loss(z1, z2, ("z1", "z2"), scale, "views", reduction)
+        if loss is not None:
+            return loss
     views = Views.of(z1, z2, ids, normalize)
     ranks = meet(
         distributed, process_group, views.rows, reduction, loss="nt_xent", scale=scale, ids=ids,
@@ -225,6 +232,12 @@ def info_nce(
     """
     check_fraction(label_smoothing, "label_smoothing")
     scale = scale_of(temperature)
+    plain = ids is None and weight is None and not (label_smoothing or margin or return_metrics)
+    alone = queue is None and distributed is None and process_group is None
+    if plain and normalize and alone and negative_keys is None and negative_ids is None:
+        loss = whole_loss(query, positive_key, ("query", "positive_key"), scale, "rows", reduction)
+        if loss is not None:
+            return loss
     both, cosines = unit_pair(query, positive_key, ("query", "positive_key"), normalize)
     n = query.shape[0]
     rows, positives = both.split(n)
@@ -260,7 +273,8 @@ def info_nce(
         else:
             check_features(negative_keys, "negative_keys", "[M, D]")
             check_same_width(query, negative_keys, "query", "negative_keys")
-            keys = unit_rows(negative_keys, "negative_keys", normalize)
+            prepare = unit_rows if normalize else stored_rows
+            keys = prepare(negative_keys, "negative_keys")
             precision = torch.promote_types(
                 precision_of(query, negative_keys, None), precision_of(query, positive_key, None)
             )
@@ -274,7 +288,8 @@ def info_nce(
             rows, keys, scale, pairs=pairs, maxima=return_metrics, precision=precision
         )
         if label_smoothing or return_metrics:
-            extra = ranks.pair_sums(rows, keys, pairs)
+            wide = keys.to(torch.promote_types(rows.dtype, keys.dtype))
+            extra = ranks.pair_sums(rows, wide, pairs)
     if queue is not None:
         negatives, extra = _with_queue(
             queue, rows, scale, ids, normalize, return_metrics, precision, negatives, extra
@@ -331,6 +346,11 @@ def _both_directions(
 ):  # fmt: skip
     """Mean of the row and column softmax losses of two aligned batches, from one sweep."""
     check_fraction(label_smoothing, "label_smoothing")
+    plain = ids is None and weight is None and not (label_smoothing or margin or return_metrics)
+    if plain and normalize and distributed is None and process_group is None:
+        loss = whole_loss(a, b, names, scale, "both", reduction)
+        if loss is not None:
+            return loss
     both_rows, cosines = unit_pair(a, b, names, normalize)
     n = a.shape[0]
     rows, columns = both_rows.split(n)

@@ -14,10 +14,10 @@ from .checks import check_eps, check_features, check_same_shape
 from .library import define, differentiate, dispatch
 from .registry import accumulator
 
-_EPS = 1e-12  # as in torch.nn.functional.normalize
+EPS = 1e-12  # as in torch.nn.functional.normalize
 
 
-def l2_normalize(x: Tensor, eps: float = _EPS) -> tuple[Tensor, Tensor]:
+def l2_normalize(x: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
     """Rows divided by their Euclidean length, or by ``eps`` where they are shorter.
 
     Args:
@@ -36,7 +36,7 @@ def l2_normalize(x: Tensor, eps: float = _EPS) -> tuple[Tensor, Tensor]:
     return _normalize_op(x, eps, x.dtype)
 
 
-def l2_normalize_pair(a: Tensor, b: Tensor, eps: float = _EPS) -> tuple[Tensor, Tensor, Tensor]:
+def l2_normalize_pair(a: Tensor, b: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor, Tensor]:
     """Two aligned batches as unit rows, one below the other, and the cosine of each pair.
 
     What two views of a batch need before any loss, in one pass over memory.

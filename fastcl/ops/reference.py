@@ -221,3 +221,52 @@ def normalize_pair_gradients(grad_rows, grad_cosines, a, b, eps: float):
 def l2_normalize_pair_backward(grad_rows, grad_cosines, a, b, rows, factors, eps, precision):
     gradients = normalize_pair_gradients(grad_rows, grad_cosines, a, b, eps)
     return tuple(g.to(x.dtype).contiguous() for g, x in zip(gradients, (a, b), strict=True))
+
+
+def _pair_problem(form: str, unit_a: Tensor, unit_b: Tensor):
+    """Queries, keys and skipped offsets of a ``pair_softmax``; whether columns count too."""
+    n = unit_a.shape[0]
+    if form == "views":
+        return torch.cat([unit_a, unit_b]), None, (0, n, -n), False
+    return unit_a, unit_b, (0,), form == "both"
+
+
+def _pair_terms(a, b, scale, form: str, mean: bool, eps: float):
+    """Per row: the log-sum-exp over negatives less the positive's score [rows], the share of each
+    in the loss; the cosines [N] and the similarity problem."""
+    unit_a, unit_b = _unit(a, eps)[0], _unit(b, eps)[0]
+    cosines = (unit_a * unit_b).sum(1)
+    queries, keys, skip, columns = _pair_problem(form, unit_a, unit_b)
+    s = _scores(queries, keys, scale, None)
+    keep = _kept(s, None, None, "any", skip)
+    positive = scale.to(s.dtype) * (torch.cat([cosines, cosines]) if keys is None else cosines)
+    gaps = [_masked_logsumexp(s, keep, dim) - positive for dim in ((1, 0) if columns else (1,))]
+    share = 1.0 / (len(positive) if mean else 1) / len(gaps)
+    return gaps, share, cosines, (queries, keys, skip)
+
+
+def pair_softmax(a, b, scale, form, mean, eps, needs, precision):
+    gaps, share, *_ = _pair_terms(a, b, scale, form, mean, eps)
+    loss = sum(-F.logsigmoid(-gap).sum() for gap in gaps) * share
+    one = torch.ones((), dtype=loss.dtype, device=loss.device)
+    gradients = pair_softmax_gradients(one, a, b, scale, form, mean, eps)
+    acc = accumulator(precision)
+    return (loss.to(acc), *_only_needed(gradients, needs, acc))
+
+
+def pair_softmax_gradients(grad, a, b, scale, form: str, mean: bool, eps: float):
+    """Gradients of both inputs and of the scale, differentiable again."""
+    gaps, share, cosines, (queries, keys, skip) = _pair_terms(a, b, scale, form, mean, eps)
+    dtype = cosines.dtype
+    # of the log-sum-exps: what the negatives gain, the positive loses
+    pulls = [grad.to(dtype) * share * torch.sigmoid(gap) for gap in gaps]
+    dq, dk, dscale, _ = logsumexp_gradients(
+        pulls[0], pulls[1] if len(pulls) > 1 else None, queries, keys, scale, None, None, None,
+        "any", skip,
+    )  # fmt: skip
+    lost = -sum(part for pull in pulls for part in pull.split(len(cosines)))
+    rows = dq if keys is None else torch.cat([dq, dk])
+    return (
+        *normalize_pair_gradients(rows, scale.to(dtype) * lost, a, b, eps),
+        dscale + (lost * cosines).sum(),
+    )

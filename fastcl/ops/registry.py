@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 OPS = ("similarity_logsumexp", "similarity_sum", "similarity_topk", "l2_normalize")
+OPTIONAL_OPS = ("pair_softmax",)  # whole losses, which decompose into the above without them
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -42,7 +43,7 @@ class Backend:
     Attributes:
         name: what :func:`use_backend` calls it.
         implementation: module or object with a function per operator and one per backward.
-        ops: operators it implements.
+        ops: operators it implements, of :data:`OPS` and :data:`OPTIONAL_OPS`.
         devices: device types it runs on; ``None`` means any.
         precisions: dtypes it forms products in.
         unavailable: why it cannot run on this machine at all; empty when it can.
@@ -50,6 +51,8 @@ class Backend:
         refuses: what only a call can tell (the capability of a device, say): a reason, or empty.
         keeps_exponentials: (N, M, D, precision) -> whether keeping them for the backward, where
             the workspace allows it, is the faster choice.
+        fuses: (N, D, precision) -> whether its ``pair_softmax`` of N pairs is a better choice
+            than the primitives.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Backend:
     detail: str = ""
     refuses: Callable[[Call], str] = lambda _: ""
     keeps_exponentials: Callable[[int, int, int, torch.dtype], bool] = lambda *_: True
+    fuses: Callable[[int, int, torch.dtype], bool] = lambda *_: False
 
     def refusals(self, call: Call) -> list[str]:
         """Every reason this backend cannot serve ``call``; empty when it can."""
@@ -83,7 +87,7 @@ class Backend:
 class _Registry:
     backends: dict[str, Backend] = field(default_factory=dict)
     forced: str | None = None
-    answers: dict[tuple, Backend] = field(default_factory=dict)  # of :func:`pick`, memoised
+    answers: dict[tuple, Backend | None] = field(default_factory=dict)  # of :func:`find`
 
 
 _REGISTRY = _Registry()
@@ -116,30 +120,37 @@ def pick(call: Call) -> Backend:
     Raises:
         RuntimeError: the forced backend, or every one, refuses; each reason is given.
     """
-    if torch.compiler.is_compiling():  # the answer becomes part of the graph's guards
-        return _first_that_serves(call, _REGISTRY.forced)
-    key = (call.op, call.device, call.precision, _REGISTRY.forced)
-    backend = _REGISTRY.answers.get(key)
-    if backend is None:
-        backend = _REGISTRY.answers[key] = _first_that_serves(call, _REGISTRY.forced)
-    return backend
-
-
-def _first_that_serves(call: Call, forced: str | None) -> Backend:
-    if forced is not None:
-        candidates = [_REGISTRY.backends[forced]]
-    else:
-        candidates = list(_REGISTRY.backends.values())
-    reasons = []
-    for backend in candidates:
-        refusals = backend.refusals(call)
-        if not refusals:
-            return backend
-        reasons.append(f"{backend.name}: {'; '.join(refusals)}")
+    backend = find(call)
+    if backend is not None:
+        return backend
+    reasons = [f"{b.name}: {'; '.join(b.refusals(call))}" for b in _candidates()]
     dtype = str(call.precision).removeprefix("torch.")
     raise RuntimeError(
         f"no backend serves {call.op} in {dtype} on {call.device} ({' | '.join(reasons)})"
     )
+
+
+def find(call: Call) -> Backend | None:
+    """The first backend that serves ``call``, or the forced one; ``None`` where it refuses."""
+    if torch.compiler.is_compiling():  # the answer becomes part of the graph's guards
+        return _first_that_serves(call)
+    key = (call.op, call.device, call.precision, _REGISTRY.forced)
+    if key not in _REGISTRY.answers:
+        _REGISTRY.answers[key] = _first_that_serves(call)
+    return _REGISTRY.answers[key]
+
+
+def _candidates() -> list[Backend]:
+    if _REGISTRY.forced is not None:
+        return [_REGISTRY.backends[_REGISTRY.forced]]
+    return list(_REGISTRY.backends.values())
+
+
+def _first_that_serves(call: Call) -> Backend | None:
+    for backend in _candidates():
+        if not backend.refusals(call):
+            return backend
+    return None
 
 
 @contextlib.contextmanager

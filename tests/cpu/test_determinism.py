@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastcl.ops import cpu
+from fastcl.ops.fused import FORMS
 
 from .problems import gradients, logsumexp, make
 
@@ -32,6 +33,9 @@ def _everything(p, precision):
     results.append(cpu.similarity_sum(*sums, precision))
     needs = [True, columns, True, False, False]
     results += cpu.similarity_sum_backward(g, *sums, needs, precision)
+    a, b = p.queries[::2], p.queries[1::2]
+    for form in FORMS:
+        results += cpu.pair_softmax(a, b, p.scale, form, True, 1e-12, [True] * 3, precision)
     return results
 
 

@@ -1,0 +1,89 @@
+// Losses from features to gradients in one call, composed of the operators there are.
+#include <algorithm>
+#include <cmath>
+
+#include "prepare.h"
+
+namespace fastcl::cpu {
+namespace {
+
+// softplus(gap) of one row, and its derivative times `share` added to what the row's negatives
+// gain and its positive loses.
+double row_loss(double gap, double share, float& gain, double& loss) {
+  const double t = std::exp(-std::fabs(gap));
+  const double sigmoid = (gap < 0 ? t : 1.0) / (1.0 + t);
+  gain = (float)(share * sigmoid);
+  loss -= gain;
+  return std::max(gap, 0.0) + std::log1p(t);
+}
+
+}  // namespace
+
+void pair_softmax(const PairSoftmax& p) {
+  const i64 n = p.a.rows, dim = p.a.dim;
+  const bool views = p.form == PairSoftmax::views, both = p.form == PairSoftmax::both;
+  Arena arena;
+  float* unit = arena.get<float>(2 * n * dim);
+  float *cosines = arena.get<float>(n), *inverse = arena.get<float>(2 * n);
+  normalize_pair(p.kernels, p.pool, p.a, p.b, p.eps, unit, cosines, inverse);
+
+  Problem s{};
+  s.queries = {unit, views ? 2 * n : n, dim, dim, Storage::f32};
+  s.keys = views ? s.queries : Matrix{unit + n * dim, n, dim, dim, Storage::f32};
+  s.symmetric = views;
+  s.scale = p.scale;
+  s.skips = views ? 3 : 1;  // a row itself and its partner
+  s.skip[0] = 0, s.skip[1] = n, s.skip[2] = -n;
+  s.kernels = p.kernels, s.pool = p.pool;
+
+  const bool gradients = p.grad_a || p.grad_b || p.grad_scale;
+  LogSumExp sums{};
+  float offset;
+  sums.offset = &offset;
+  sums.rows = arena.get<double>(s.queries.rows);
+  sums.columns = both ? arena.get<double>(n) : nullptr;
+  sums.exponentials =
+      gradients && p.keep ? arena.get<float>(s.queries.rows * s.keys.rows) : nullptr;
+  logsumexp(s, sums);
+
+  const double share = 1.0 / (p.mean ? s.queries.rows : 1) / (both ? 2 : 1);
+  float* gain = arena.get<float>(s.queries.rows);
+  float* gain_columns = both ? arena.get<float>(n) : nullptr;
+  double* lost = arena.get<double>(n);
+  std::fill(lost, lost + n, 0.0);
+  double total = 0;
+  const auto add = [&](const double* logs, float* gains, i64 rows) {
+    for (i64 i = 0; i < rows; ++i) {
+      const i64 pair = i < n ? i : i - n;
+      const double gap = logs[i] - (double)p.scale * cosines[pair];
+      total += row_loss(gap, share, gains[i], lost[pair]);
+    }
+  };
+  add(sums.rows, gain, s.queries.rows);
+  if (both) add(sums.columns, gain_columns, n);
+  *p.loss = (float)(share * total);
+  if (!gradients) return;
+
+  float* grad = arena.get<float>(2 * n * dim);
+  LogSumExpGradient g{};
+  g.grad_rows = gain, g.grad_columns = gain_columns;
+  g.rows = sums.rows, g.columns = sums.columns;
+  g.offset = offset, g.exponentials = sums.exponentials;
+  g.queries = p.grad_a || (views && p.grad_b) ? grad : nullptr;
+  g.keys = p.grad_b && !views ? grad + n * dim : nullptr;
+  double grad_scale = 0;
+  g.scale = p.grad_scale ? &grad_scale : nullptr;
+  logsumexp_backward(s, g);
+
+  float* pull = arena.get<float>(n);
+  for (i64 i = 0; i < n; ++i) {
+    grad_scale += lost[i] * cosines[i];
+    pull[i] = (float)(lost[i] * p.scale);
+  }
+  if (p.grad_scale) *p.grad_scale = (float)grad_scale;
+  const Matrix grads{grad, 2 * n, dim, dim, Storage::f32};
+  normalize_pair_backward(p.kernels, p.pool, grads, pull, unit, inverse, p.eps, p.grad_a,
+                          p.grad_b);
+}
+
+}  // namespace fastcl::cpu

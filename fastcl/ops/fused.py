@@ -1,0 +1,122 @@
+"""A whole loss in one operator: softmax over aligned pairs, from features to a number.
+
+Normalisation, log-sum-exp over the negatives, softplus(log-sum-exp - positive), reduction, and the
+gradients of both inputs and of the scale, which the forward forms already: they differ from those
+of any other upstream by a factor, so the backward multiplies and sweeps nothing. Small batches are
+little else than calls, and this is one call where the primitives take a dozen.
+
+It is optional: a backend that offers it says when it is the better choice
+(:attr:`~fastcl.ops.registry.Backend.fuses`), and losses compose the primitives otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .checks import as_scalar, check_same_shape, precision_of
+from .library import cast_gradients, define, differentiate, dispatch
+from .normalize import EPS
+from .registry import Call, accumulator, find
+
+FORMS = ("views", "rows", "both")
+
+
+def fuses_pairs(a: Tensor, b: Tensor) -> bool:
+    """Whether the backend that serves :func:`pair_softmax` now would rather take it whole."""
+    precision = precision_of(a, b, None)
+    backend = find(Call("pair_softmax", a.device.type, precision))
+    n, d = a.shape
+    return backend is not None and backend.fuses(n, d, precision)
+
+
+def pair_softmax(
+    a: Tensor, b: Tensor, scale: float | Tensor, *, form: str, mean: bool = True
+) -> Tensor:
+    """Loss of classifying each row's partner among negatives, scores being scaled cosines.
+
+    Args:
+        a, b: [N, D], any float dtypes; row i of one belongs to row i of the other.
+        scale: inverse temperature, a number or a 0-dim tensor (differentiable).
+        form: who is classified among whom. ``"views"``: all 2N rows among each other, but for the
+            row itself. ``"rows"``: rows of ``a`` among rows of ``b``. ``"both"``: the average of
+            that and of rows of ``b`` among rows of ``a``.
+        mean: over 2N rows or N pairs; else the sum.
+
+    Returns:
+        The loss [] in fp32 (fp64 where products are). Rows shorter than 1e-12 are divided by that.
+        NaN and infinity pass through. Second derivatives take N x N memory.
+
+    Raises:
+        TypeError, ValueError: not float matrices of one shape on one device; an unknown form.
+        RuntimeError: no usable backend offers it; see :func:`fuses_pairs`.
+    """
+    check_same_shape(a, b, "a", "b")
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; expected one of {FORMS}")
+    precision = precision_of(a, b, None)
+    scale = as_scalar(scale, "scale", a, precision)
+    wanted = torch.is_grad_enabled()
+    needs = [wanted and t.requires_grad for t in (a, b, scale)]
+    return _op(a, b, scale, form, mean, EPS, needs, precision)[0]
+
+
+def _forward(a, b, scale, form, mean, eps, needs, precision):
+    return dispatch(
+        "pair_softmax", "pair_softmax", a, precision, a, b, scale, form, mean, eps, needs
+    )
+
+
+def _forward_fake(a, b, scale, form, mean, eps, needs, precision):
+    shapes = ((), *(x.shape if n else (0,) for x, n in zip((a, b, scale), needs, strict=True)))
+    return tuple(a.new_empty(shape, dtype=accumulator(precision)) for shape in shapes)
+
+
+def _setup(ctx, inputs, output):
+    a, b, scale, *static, _ = inputs
+    gradients = output[1:]
+    ctx.mark_non_differentiable(*gradients)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(a, b, scale, *gradients)
+    ctx.static = static
+
+
+def _autograd(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 8
+    a, b, scale, *gradients = ctx.saved_tensors
+    form, mean, eps, needs = ctx.static
+    scaled = _gradient_op(grad, a, b, scale, form, mean, eps, *gradients, needs)
+    return (*cast_gradients(scaled, (a, b, scale), ctx.needs_input_grad[:3]), *[None] * 5)
+
+
+def _backward(grad, a, b, scale, form, mean, eps, grad_a, grad_b, grad_scale, needs):
+    gradients = (grad_a, grad_b, grad_scale)
+    return tuple(g * grad if n else g.clone() for g, n in zip(gradients, needs, strict=True))
+
+
+def _backward_fake(grad, a, b, scale, form, mean, eps, grad_a, grad_b, grad_scale, needs):
+    return tuple(torch.empty_like(g) for g in (grad_a, grad_b, grad_scale))
+
+
+_op = define(
+    "pair_softmax",
+    "Tensor a, Tensor b, Tensor scale, str form, bool mean, float eps, bool[] needs, "
+    "ScalarType precision",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    setup_context=_setup,
+    backward=_autograd,
+)
+_gradient_op = define(
+    "pair_softmax_backward",
+    "Tensor grad, Tensor a, Tensor b, Tensor scale, str form, bool mean, float eps, Tensor grad_a, "
+    "Tensor grad_b, Tensor grad_scale, bool[] needs",
+    "(Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+    # the saved gradients are functions of the inputs, and the formula treats them so
+    **differentiate(reference.pair_softmax_gradients, needs_at=-1),
+)
