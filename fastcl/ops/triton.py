@@ -243,14 +243,14 @@ def _mean_in_one_sweep(p: _Problem) -> bool:
 
 def _sweep(p: _Problem, offset: Tensor, symmetric: bool, columns: bool, maxima: bool):
     kernels = _kernels()
-    config = p.config("sweep maxima" if maxima else "sweep")
     n, m = len(p.own), len(p.other)
     both = columns or symmetric
-    blocks, splits = _ceil(n, config.own), p.splits(config)
-    groups = blocks
-    if both:
-        groups = min(blocks, max(1, kernels.configs.RULES["slot_bytes"] // (4 * m)))
-    grouped = groups < blocks
+    config = p.config("sweep maxima" if maxima else "sweep")
+    slots = max(1, kernels.configs.RULES["slot_bytes"] // (4 * m)) if both else n
+    grouped = slots < _ceil(n, config.own)
+    if grouped:  # a loop more, and registers for it
+        config = p.config("sweep maxima")
+    groups, splits = min(slots, _ceil(n, config.own)), p.splits(config)
     own_sum = p.new(splits, n)
     own_max = p.new(splits, n) if maxima else own_sum
     other_sum = p.new(groups, m) if both else own_sum

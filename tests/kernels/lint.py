@@ -31,7 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}  # bytes per multiprocessor
-SHUFFLES = {"*bf16": 8, "*fp16": 8, "*fp32": 32}  # per tile; fp32 spends 12 times the products
+# per tile; fp32 spends 12 times the products, and on sm_80 columns are spread over more warps
+SHUFFLES = {("*bf16", 90): 8, ("*fp16", 90): 8, ("*fp32", 90): 32}
+SHUFFLES |= {(dtype, 80): 32 for dtype in ("*bf16", "*fp16", "*fp32")}
 _POINTERS = {
     "torch.float32": "*fp32", "torch.bfloat16": "*bf16", "torch.float16": "*fp16",
     "torch.int64": "*i64",
@@ -268,7 +270,7 @@ def _judge(report: Report, launch: Launch, arch: int, notes: str, code: str) -> 
         report.breaches.append("wgmma is serialised")
     if launch.programs == 0:
         return
-    warps = dict(launch.options)["num_warps"]
+    warps, shown = dict(launch.options)["num_warps"], dict(launch.constants)
     report.programs = min(
         65536 // (-(-report.registers // 8) * 8 * 32 * warps),
         SHARED[arch] // (report.shared + 1024),
@@ -279,11 +281,12 @@ def _judge(report: Report, launch: Launch, arch: int, notes: str, code: str) -> 
             f"{report.programs} programs fit a multiprocessor; the table claims {launch.programs}"
         )
     tensor = {80: "HMMA", 90: "HGMMA", 100: "UTC"}[arch]
-    small = dict(launch.signature)["own"] == "*fp32" or dict(launch.constants).get("OWN", 64) < 64
+    small = dict(launch.signature)["own"] == "*fp32" or shown.get("OWN", 64) < 64
     if tensor not in code and not (arch != 80 and small and "HMMA" in code):
         report.breaches.append(f"no {tensor} instruction")
-    budget = SHUFFLES[dict(launch.signature)["own"]]
-    if launch.kernel == "sweep" and report.loop.get("SHFL", 0) > budget and arch != 100:
+    budget = SHUFFLES.get((dict(launch.signature)["own"], arch), 10**6)
+    budget *= 2 if shown.get("MAXIMA") else 1
+    if launch.kernel == "sweep" and report.loop.get("SHFL", 0) > budget:
         report.breaches.append(f"{report.loop['SHFL']} shuffles a tile; at most {budget}")
 
 
