@@ -80,8 +80,10 @@ def check(
     """Verdicts of ``operation`` on every kind of data and temperature; runs in its own process.
 
     The rule, and whether there are biases, go with the shape: each is code of its own, and the
-    compiler is what takes the time here.
+    compiler is what takes the time here. Uninitialised memory holds NaN, so that reading it shows.
     """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     end, records = time.time() + seconds, []
     plain = operation in ("normalize", "pair")
     kinds = list(itertools.product(_DATA, (1.0,) if plain else _TEMPERATURES))
@@ -228,6 +230,8 @@ def sanitize(stage: Stage, tool: str) -> dict:
         return record | {"result": "does not work on this machine"}
     if done.returncode:
         return record | {"failed": f"exit code {done.returncode}"}
+    if sanitizer is None:
+        return record | {"result": "the launches run; compute-sanitizer is not installed"}
     return record | {"result": text.splitlines()[-1] if text else "ok"}
 
 
