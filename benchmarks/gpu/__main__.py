@@ -39,6 +39,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stage", choices=BUDGETS, help="one; by default all but tune")
     parser.add_argument("--seconds", type=float, help="budget of each stage instead of its own")
     parser.add_argument("--workers", type=int, help="processes that compile; 16 by default")
+    parser.add_argument("--only", nargs="+", metavar="SUBSTRING", help="cases whose name holds one")
     parser.add_argument("--quick", action="store_true", help="fewer cases")
     parser.add_argument("--toy", action="store_true", help="through the interpreter, tiny, no GPU")
     return parser.parse_args(argv)
@@ -51,6 +52,7 @@ def _in_a_process(stage: str, options: argparse.Namespace) -> int:
     for name in ("seconds", "workers"):
         value = getattr(options, name)
         command += [] if value is None else [f"--{name}", str(value)]
+    command += ["--only", *options.only] if options.only else []
     budget = options.seconds or BUDGETS[stage]
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -85,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     stage = Stage(
         options.stage, options.out, options.seconds or BUDGETS[options.stage],
-        options.quick, options.toy, options.workers or (2 if options.toy else 16),
+        options.quick, options.toy, options.workers or (2 if options.toy else 16), options.only,
     )  # fmt: skip
     try:
         importlib.import_module(f".{options.stage}", __package__).run(stage)

@@ -33,8 +33,8 @@ def read(source, out, size, blocks, BLOCK: tl.constexpr):
     total = tl.zeros([BLOCK], tl.float32)
     start = tl.program_id(0) * 7 * BLOCK
     for block in range(blocks):
-        place = (start + block * BLOCK) % size + lane
-        total += tl.load(source + place, cache_modifier=".cg")  # not through L1
+        first = tl.multiple_of((start + block * BLOCK) % size, BLOCK)  # size is a multiple too
+        total += tl.load(source + first + lane, cache_modifier=".cg")  # not through L1
     tl.store(out + tl.program_id(0) * BLOCK + lane, total)
 
 
@@ -51,12 +51,9 @@ def run(stage: Stage) -> None:
         # scores of NT-Xent, and a chunk of weights times the rows, at three widths
         shapes += [(16384, 16384, d) for d in (128, 512, 1024)]
         shapes += [(4096, d, 16384) for d in (512, 1024)]
-    stage.each(
-        [f"{dtype} {m}x{n}x{k}" for m, n, k in shapes for dtype in _MM],
-        partial(_product, stage), "product",
-    )  # fmt: skip
-    for name, function in _OTHERS.items():
-        stage.each([name], lambda _, f=function: f(stage), "machine")
+    mms = [f"{dtype} {m}x{n}x{k}" for m, n, k in shapes for dtype in _MM]
+    stage.each(stage.chosen(mms), partial(_product, stage), "product")
+    stage.each(stage.chosen(list(_OTHERS)), lambda name: _OTHERS[name](stage), "machine")
 
 
 def _sample(stage: Stage, work: Callable) -> dict[str, float]:

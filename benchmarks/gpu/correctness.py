@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,7 +51,7 @@ _TOY = (Shape(65, 40, 20, "ragged"), Shape(70, None, 16, "symmetric, ragged"))
 
 def run(stage: Stage) -> None:
     """Everything of this stage; see the package's description."""
-    losses = _losses(stage)
+    losses = stage.chosen(_losses(stage))
     if not stage.toy:
         stage.warm(losses)
     names = ("graph", "side stream", "three runs")
@@ -63,15 +62,13 @@ def run(stage: Stage) -> None:
     dtypes = ("fp32", "fp16") if stage.toy else tuple(_DTYPES)
     operations = ("columns",) if stage.toy else (*MORE_OPERATIONS, *OPERATIONS)
     shapes = _TOY if stage.toy else _LARGE[::2] if stage.quick else (*_LARGE, *SHAPES)
-    stage.parallel(
-        [
-            (operation, dtype, tuple(part))
-            for part in (shapes[:6], shapes[6:12], shapes[12:])
-            for dtype, operation in itertools.product(dtypes, operations)
-            if part
-        ],
-        check,
-    )
+    groups = [
+        (operation, dtype, tuple(part))
+        for part in (shapes[:6], shapes[6:12], shapes[12:])
+        for dtype, operation in itertools.product(dtypes, operations)
+        if part
+    ]
+    stage.parallel(stage.chosen(groups, lambda group: f"{group[0]} {group[1]}"), check)
 
 
 def check(
@@ -156,7 +153,7 @@ def _same(ours: list, exact: list) -> dict:
 def graph(on: device.Cpu, case: Case) -> dict:
     """A captured step gives an eager step's bits, also for inputs that came after the capture."""
     work, inputs = _step(case), case.inputs(on.name)
-    later = replace(case, width=case.width).inputs(on.name)
+    later = case.inputs(on.name)
     with torch.no_grad():
         for x in later[:2]:
             x.copy_(x.flip(0) * 1.5)

@@ -35,7 +35,7 @@ def cases(quick: bool, toy: bool) -> list[Case]:
 
 def run(stage: Stage) -> None:
     """Everything of this stage."""
-    chosen = cases(stage.quick, stage.toy)
+    chosen = stage.chosen(cases(stage.quick, stage.toy))
     if not stage.toy:
         stage.warm(chosen)
     settings = Settings(

@@ -53,7 +53,9 @@ def run(stage: Stage) -> None:
     kernels = _TOY if stage.toy else _KERNELS
     if not stage.toy:
         stage.warm(list(dict.fromkeys(kernels.values())))
-    stage.each(list(kernels), lambda name: _profile(stage, name, kernels[name]), "kernel")
+    stage.each(
+        stage.chosen(list(kernels)), lambda name: _profile(stage, name, kernels[name]), "kernel"
+    )
 
 
 def _profile(stage: Stage, name: str, case: Case) -> dict:

@@ -32,8 +32,12 @@ class Stage:
         failures: what went wrong, one line each.
     """
 
-    def __init__(self, name: str, out: Path, seconds: float, quick: bool, toy: bool, workers: int):
+    def __init__(
+        self, name: str, out: Path, seconds: float, quick: bool, toy: bool, workers: int,
+        only: list[str] | None = None,
+    ):  # fmt: skip
         self.name, self.out, self.quick, self.toy, self.workers = name, out, quick, toy, workers
+        self._only = only
         self.device = device.of("cpu" if toy else "cuda")
         self.failures: list[str] = []
         self._begun, self._end = time.time(), time.time() + seconds
@@ -42,6 +46,13 @@ class Stage:
         self._machine = machine.describe(0) | {"toy": toy}
         self._before = self.device.describe()
         self._write()
+
+    def chosen(self, things: Sequence, name: Callable[[Any], str] | None = None) -> list:
+        """Those of ``things`` whose name holds one of the substrings asked for."""
+        if self._only is None:
+            return list(things)
+        name = name or name_of
+        return [thing for thing in things if any(part in name(thing) for part in self._only)]
 
     def left(self) -> float:
         """Seconds until nothing new may begin."""
@@ -62,7 +73,7 @@ class Stage:
     def each(self, things: Sequence, measure: Callable[[Any], dict], kind: str) -> None:
         """``measure`` one after the other as long as there is time; an error costs its record."""
         for thing in things:
-            name = str(getattr(thing, "name", thing))
+            name = name_of(thing)
             if self.left() <= 0:
                 self.skip(f"{kind} {name}")
                 continue
@@ -137,6 +148,11 @@ class Stage:
         partial_file = self.out / f".{self.name}.json"
         partial_file.write_text(json.dumps(found, indent=1, default=str) + "\n")
         partial_file.replace(self.out / f"{self.name}.json")
+
+
+def name_of(thing: Any) -> str:
+    """What a case, a target or a string is called."""
+    return str(getattr(thing, "name", thing))
 
 
 def fatal(error: Exception) -> bool:

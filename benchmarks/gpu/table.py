@@ -49,7 +49,7 @@ def cases(quick: bool, toy: bool) -> list[Case]:
 
 def run(stage: Stage) -> None:
     """Everything of this stage."""
-    chosen = cases(stage.quick, stage.toy)
+    chosen = stage.chosen(cases(stage.quick, stage.toy))
     stage.warm(chosen[:1] if stage.toy else chosen)
     stage.each(chosen, partial(measure, stage), "loss")
 

@@ -7,6 +7,7 @@ effect when somebody puts it in the place of the shipped one, entries, reasons a
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -136,28 +137,34 @@ def using(entry: configs.Config) -> Iterator[None]:
 def run(stage: Stage) -> None:
     """Everything of this stage."""
     arch = _arch(stage.device.name)
-    chosen = targets(stage.quick, stage.toy)
+    chosen = stage.chosen(targets(stage.quick, stage.toy))
     if not stage.toy:
         kinds = dict.fromkeys(replace(t, rows=1024) for t in chosen)
         stage.parallel([(kind,) for kind in kinds], compile_all)
     winners: dict[Target, configs.Config] = {}
 
-    def time(target: Target) -> dict:
+    def measure(target: Target) -> dict:
         record, winner = _time(stage, target, arch)
         if winner is not None:
             winners[target] = winner
             write(stage.out / "configs.json", winners, arch)
         return record
 
-    stage.each(chosen, time, "tile")
+    stage.each(chosen, measure, "tile")
 
 
 def compile_all(device_name: str, seconds: float, target: Target) -> list[dict]:
-    """Compile every candidate of ``target``; in a process of its own, into the cache on disk."""
+    """Compile every candidate of ``target``; in a process of its own, into the cache on disk.
+
+    Half of the time is left for timing: what is not compiled by then is when its turn comes.
+    """
+    end = time.time() + 0.5 * seconds
     work = target.work(device_name)
     if target.kernel not in _asked_for(work):
         return []
     for entry in candidates(_incumbent(target, _arch(device_name))):
+        if time.time() > end:
+            break
         with using(entry):
             try:
                 work()
