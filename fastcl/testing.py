@@ -321,17 +321,22 @@ def compare(
     return max(verdicts, key=lambda v: v.error / v.allowed)
 
 
-def served(backend: str, dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64)):
-    """Operations and dtypes that ``backend`` declares for CPU tensors."""
+def served(
+    backend: str,
+    dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    device: str = "cpu",
+    operations: tuple[str, ...] = OPERATIONS,
+):
+    """Those of ``operations``, and dtypes, that ``backend`` declares for tensors of ``device``."""
     declared = ops.backends()[backend]
-    if declared.unavailable or (declared.devices is not None and "cpu" not in declared.devices):
+    if declared.unavailable or (declared.devices is not None and device not in declared.devices):
         return []
     names = {"topk": "similarity_topk", "normalize": "l2_normalize", "pair": "l2_normalize"}
-    names |= dict.fromkeys(("logsumexp", "columns"), "similarity_logsumexp")
+    names |= dict.fromkeys(("logsumexp", "columns", "queue"), "similarity_logsumexp")
     names |= dict.fromkeys(WHOLE, "pair_softmax")
     return [
         (operation, dtype)
-        for operation in OPERATIONS
+        for operation in operations
         for dtype in dtypes
         if names.get(operation, "similarity_sum") in declared.ops and dtype in declared.precisions
     ]

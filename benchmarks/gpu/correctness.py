@@ -19,6 +19,7 @@ from fastcl.testing import (
     SHAPES,
     Shape,
     compare,
+    served,
 )
 
 from .. import device, report
@@ -59,14 +60,15 @@ def run(stage: Stage) -> None:
         stage.each(losses, lambda case, f=function: f(stage.device, case), name)
     tools = ("memcheck",) if stage.toy else ("memcheck", "racecheck")
     stage.each(tools, lambda tool: sanitize(stage, tool), "sanitizer")
-    dtypes = ("fp32", "fp16") if stage.toy else tuple(_DTYPES)
     operations = ("columns",) if stage.toy else (*MORE_OPERATIONS, *OPERATIONS)
+    declared = served("triton", tuple(_DTYPES.values()), stage.device.name, operations)
     shapes = _TOY if stage.toy else _LARGE[::2] if stage.quick else (*_LARGE, *SHAPES)
     groups = [
         (operation, dtype, tuple(part))
         for part in (shapes[:6], shapes[6:12], shapes[12:])
-        for dtype, operation in itertools.product(dtypes, operations)
-        if part
+        for dtype in (("fp32", "fp16") if stage.toy else _DTYPES)
+        for operation in operations
+        if part and (operation, _DTYPES[dtype]) in declared
     ]
     stage.parallel(stage.chosen(groups, lambda group: f"{group[0]} {group[1]}"), check)
 
