@@ -3,15 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
-OUT ?= runs/demo
 # the generated matrix of backends is long through the interpreter: see test-triton-full
 TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
 	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
 
-.PHONY: demo test test-triton-full dev lint lint-kernels bench wheel clean
+.PHONY: demo test test-triton-full dev lint lint-kernels bench gpu wheel clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
-	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(OUT) --overwrite
+	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(or $(OUT),runs/demo) --overwrite
 
 test: $(VENV)/.ready  ## the whole test suite, with coverage; Triton kernels through the interpreter
 	$(BIN)/pytest --cov=fastcl --cov-report=
@@ -36,6 +35,9 @@ lint: $(VENV)/.ready  ## style and types
 
 bench: $(VENV)/.ready  ## time, memory and error beside plain PyTorch on this machine
 	$(BIN)/python -m benchmarks
+
+gpu:  ## correctness and speed on this machine's CUDA GPU, with the torch and Triton that it has
+	$(PYTHON) -m benchmarks.gpu --out $(or $(OUT),runs/gpu)
 
 dev: $(VENV)/.ready  ## the environment only
 

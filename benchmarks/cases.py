@@ -9,14 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TEMPERATURE = 0.1
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# "tf32" is fp32 whose products may be rounded to TF32: torch.set_float32_matmul_precision("high")
+DTYPES = {
+    "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
+}  # fmt: skip
 
 # Largest relative error of the loss and of the gradient (Frobenius norm) that may be timed.
-TOLERANCES = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 5e-2)}
+TOLERANCES = {
+    "fp32": (1e-5, 1e-4), "tf32": (1e-3, 5e-3), "bf16": (2e-2, 5e-2), "fp16": (5e-3, 2e-2)
+}  # fmt: skip
 
-# Arithmetic that no exact method avoids: NT-Xent uses symmetry and forms scores twice, CLIP keeps
-# its exponentials, the queue's one pass gives sums and gradient together.
-_FLOP = {"ntxent": 4, "clip": 6, "queue": 4}
+# Arithmetic that no exact method avoids: NT-Xent and SupCon use symmetry and form scores twice,
+# CLIP keeps its exponentials, the queue's one pass gives sums and gradient together.
+_FLOP = {"ntxent": 4, "supcon": 4, "clip": 6, "queue": 4}
+_CLASSES = 100  # of SupCon
 
 
 @dataclass(frozen=True)
@@ -24,9 +30,9 @@ class Case:
     """One problem: forward and backward with normalisation at temperature 0.1.
 
     Attributes:
-        task: ``"ntxent"`` (two views), ``"clip"`` (both directions) or ``"queue"`` (MoCo: query,
-            key, and unit rows that need no gradient).
-        rows: NT-Xent rows (both views), CLIP pairs, or queries.
+        task: ``"ntxent"`` (two views), ``"supcon"`` (two views with labels), ``"clip"`` (both
+            directions) or ``"queue"`` (MoCo: query, key, and unit rows that need no gradient).
+        rows: NT-Xent and SupCon rows (both views), CLIP pairs, or queries.
         width: features per row.
         dtype: a key of :data:`DTYPES`, of inputs and gradients.
         keys: rows that each row is compared with.
@@ -57,20 +63,26 @@ class Case:
         """Numbers in the matrix that plain PyTorch stores."""
         return self.rows * self.keys
 
-    def inputs(self) -> list[Tensor]:
-        """Two leaves [rows or rows / 2, width] and, for a queue, its unit rows [keys, width].
+    def inputs(self, device: str = "cpu") -> list[Tensor]:
+        """Two leaves [rows or rows / 2, width], then what needs no gradient.
 
-        Partners have a cosine near 0.7, as early in training; the numbers are reproducible.
+        That is a queue's unit rows [keys, width], or labels [rows / 2]. Partners have a cosine near
+        0.7, as early in training; the numbers are reproducible on one kind of device.
         """
-        generator = torch.Generator().manual_seed(self.rows + self.width)
-        n = self.rows // 2 if self.task == "ntxent" else self.rows
-        first = torch.randn(n, self.width, generator=generator)
-        second = first + torch.randn(n, self.width, generator=generator)
+        generator = torch.Generator(device).manual_seed(self.rows + self.width)
+
+        def normal(rows: int) -> Tensor:
+            return torch.randn(rows, self.width, generator=generator, device=device)
+
+        n = self.rows // 2 if self.task in ("ntxent", "supcon") else self.rows
+        first = normal(n)
+        second = first + normal(n)
         dtype = DTYPES[self.dtype]
         tensors = [x.to(dtype).requires_grad_() for x in (first, second)]
         if self.task == "queue":
-            queue = torch.randn(self.keys, self.width, generator=generator)
-            tensors.append(F.normalize(queue, dim=1).to(dtype))
+            tensors.append(F.normalize(normal(self.keys), dim=1).to(dtype))
+        elif self.task == "supcon":
+            tensors.append(torch.arange(n, device=device) % _CLASSES)
         return tensors
 
     def tiny(self) -> Case:
@@ -89,14 +101,15 @@ def _clip(rows: int, dtype: str, **flags: bool) -> Case:
 CASES = (
     *(
         _ntxent(n, d, dtype, quick=d == 128 and dtype == "fp32" and n <= 8192)
-        for dtype in DTYPES
+        for dtype in ("fp32", "bf16")
         for d in (128, 512)
         for n in (512, 2048, 8192, 16384, 32768)
     ),
-    *(_clip(n, dtype, quick=n == 512) for dtype in DTYPES for n in (512, 4096, 16384)),
-    *(Case("queue", 256, 128, dtype, 65536, quick=dtype == "fp32") for dtype in DTYPES),
-    *(_ntxent(64, 32, dtype, hidden=True) for dtype in DTYPES),
+    *(_clip(n, dtype, quick=n == 512) for dtype in ("fp32", "bf16") for n in (512, 4096, 16384)),
+    *(Case("queue", 256, 128, dtype, 65536, quick=dtype == "fp32") for dtype in ("fp32", "bf16")),
+    *(_ntxent(64, 32, dtype, hidden=True) for dtype in ("fp32", "bf16")),
     Case("clip", 64, 32, "fp32", 64, hidden=True),
+    Case("supcon", 64, 32, "fp32", 64, hidden=True),
     Case("queue", 16, 32, "fp32", 256, hidden=True),
 )
 
@@ -126,40 +139,44 @@ class Truth:
         return float(loss_error), (wrong / size) ** 0.5
 
 
-def truth(case: Case, block: int = 256) -> Truth:
+def truth(case: Case, block: int = 256, device: str = "cpu") -> Truth:
     """The definition in float64, ``block`` rows of scores at a time, differentiated by autograd.
 
     It shares no code with fastcl, and its memory is linear in the batch.
     """
-    tensors = [x.detach().double().requires_grad_(x.requires_grad) for x in case.inputs()]
-    leaves, queue = tensors[:2], tensors[2:]
+    tensors = case.inputs(device)
+    leaves, rest = [x.detach().double().requires_grad_() for x in tensors[:2]], tensors[2:]
     units = [F.normalize(x, dim=1) for x in leaves]
     # blocks accumulate into the unit rows' gradients; normalisation follows once
     held = [u.detach().requires_grad_() for u in units]
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for begin in range(0, case.rows, block):
-        rows = torch.arange(begin, min(begin + block, case.rows))
-        part = _blocks_of(case, held, queue, rows)
+        rows = torch.arange(begin, min(begin + block, case.rows), device=device)
+        part = _blocks_of(case, held, rest, rows)
         part.backward()
         total += part.detach()
     torch.autograd.backward(units, [h.grad for h in held])
     return Truth(total, [x.grad for x in leaves])
 
 
-def _blocks_of(case: Case, units: list[Tensor], queue: list[Tensor], rows: Tensor) -> Tensor:
+def _blocks_of(case: Case, units: list[Tensor], rest: list[Tensor], rows: Tensor) -> Tensor:
     """The share of ``rows`` in the mean loss."""
     a, b = units
-    if case.task == "ntxent":
+    if case.task in ("ntxent", "supcon"):
         z = torch.cat(units)
-        scores = (z[rows] @ z.T / TEMPERATURE).index_put(
-            (torch.arange(len(rows)), rows), torch.tensor(float("-inf"), dtype=z.dtype)
-        )
-        partner = (rows + case.rows // 2) % case.rows
-        return F.cross_entropy(scores, partner, reduction="sum") / case.rows
+        itself = rows[:, None] == torch.arange(case.rows, device=z.device)
+        scores = (z[rows] @ z.T / TEMPERATURE).masked_fill(itself, float("-inf"))
+        if case.task == "ntxent":
+            partner = (rows + case.rows // 2) % case.rows
+            return F.cross_entropy(scores, partner, reduction="sum") / case.rows
+        labels = rest[0].repeat(2)
+        positive = (labels[rows, None] == labels) & ~itself
+        log_probability = F.log_softmax(scores, 1).masked_fill(~positive, 0.0)
+        return -(log_probability.sum(1) / positive.sum(1)).sum() / case.rows
     if case.task == "clip":
         both = [x[rows] @ y.T / TEMPERATURE for x, y in ((a, b), (b, a))]
         return sum(F.cross_entropy(s, rows, reduction="sum") for s in both) / (2 * case.rows)
     positive = (a[rows] * b[rows]).sum(1, keepdim=True)
-    scores = torch.cat([positive, a[rows] @ queue[0].T], 1) / TEMPERATURE
-    target = torch.zeros(len(rows), dtype=torch.int64)
+    scores = torch.cat([positive, a[rows] @ rest[0].double().T], 1) / TEMPERATURE
+    target = torch.zeros_like(rows)
     return F.cross_entropy(scores, target, reduction="sum") / case.rows

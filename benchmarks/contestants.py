@@ -5,6 +5,7 @@ Each builder takes a case and returns ``step(*inputs) -> loss``, normalisation i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastcl
-from fastcl.functional import clip, info_nce, nt_xent
+from fastcl.functional import clip, info_nce, nt_xent, sup_con
 from fastcl.ops import l2_normalize
 
 from . import peers
@@ -73,7 +74,14 @@ def _fastcl_queue(case: Case) -> Step:
     return step
 
 
-_FASTCL = {"ntxent": _fastcl_ntxent, "clip": _fastcl_clip, "queue": _fastcl_queue}
+def _fastcl_supcon(case: Case) -> Step:
+    return lambda z1, z2, labels: sup_con(torch.stack([z1, z2], 1), labels, TEMPERATURE)
+
+
+_FASTCL = {
+    "ntxent": _fastcl_ntxent, "supcon": _fastcl_supcon, "clip": _fastcl_clip,
+    "queue": _fastcl_queue,
+}  # fmt: skip
 
 
 def fastcl_backends(names: tuple[str, ...] | None = None) -> list[Contestant]:
@@ -92,23 +100,40 @@ def eager_ntxent(z1: Tensor, z2: Tensor) -> Tensor:
     n = z1.shape[0]
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     scores = z @ z.T / TEMPERATURE
-    scores = scores.masked_fill(torch.eye(2 * n, dtype=torch.bool), float("-inf"))
-    return F.cross_entropy(scores, torch.arange(2 * n).roll(n))
+    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
+    scores = scores.masked_fill(itself, float("-inf"))
+    return F.cross_entropy(scores, torch.arange(2 * n, device=z.device).roll(n))
+
+
+def eager_supcon(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
+    z, labels = F.normalize(torch.cat([z1, z2]), dim=1), labels.repeat(2)
+    itself = torch.eye(z.shape[0], dtype=torch.bool, device=z.device)
+    scores = (z @ z.T / TEMPERATURE).masked_fill(itself, float("-inf"))
+    positive = (labels[:, None] == labels) & ~itself
+    log_probability = F.log_softmax(scores, 1).masked_fill(~positive, 0.0)
+    return -(log_probability.sum(1) / positive.sum(1)).mean()
 
 
 def eager_clip(a: Tensor, b: Tensor) -> Tensor:
     scores = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / TEMPERATURE
-    target = torch.arange(a.shape[0])
+    target = torch.arange(a.shape[0], device=a.device)
     return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
 
 
 def eager_queue(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
     q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
     scores = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / TEMPERATURE
-    return F.cross_entropy(scores, torch.zeros(q.shape[0], dtype=torch.int64))
+    return F.cross_entropy(scores, _zeros(q))
 
 
-_EAGER = {"ntxent": eager_ntxent, "clip": eager_clip, "queue": eager_queue}
+def _zeros(q: Tensor) -> Tensor:
+    """The first class for every row."""
+    return torch.zeros(q.shape[0], dtype=torch.int64, device=q.device)
+
+
+_EAGER = {
+    "ntxent": eager_ntxent, "supcon": eager_supcon, "clip": eager_clip, "queue": eager_queue
+}  # fmt: skip
 
 
 def _eager(case: Case) -> Step:
@@ -116,6 +141,7 @@ def _eager(case: Case) -> Step:
 
 
 def _compiled(case: Case) -> Step:
+    torch.compiler.reset()  # code for other shapes counts against a limit, then eager would run
     return torch.compile(_EAGER[case.task], dynamic=False)
 
 
@@ -127,7 +153,7 @@ def _linear_clip(case: Case) -> Step:
 
     def step(a, b):
         a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-        target = torch.arange(a.shape[0])
+        target = torch.arange(a.shape[0], device=a.device)
         there = F.linear_cross_entropy(a / TEMPERATURE, b, target, options=options)
         back = F.linear_cross_entropy(b / TEMPERATURE, a, target, options=options)
         return (there + back) / 2
@@ -143,10 +169,9 @@ def _linear_queue(case: Case) -> Step:
         # Each row has a positive of its own, which is no class of the shared queue: class 0 stands
         # in, and adding its score back leaves the log-sum-exp.
         q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
-        target = torch.zeros(q.shape[0], dtype=torch.int64)
         negatives = (
             F.linear_cross_entropy(
-                q / TEMPERATURE, queue, target, reduction="none", options=options
+                q / TEMPERATURE, queue, _zeros(q), reduction="none", options=options
             )
             + (q @ queue[0]) / TEMPERATURE
         )
@@ -155,26 +180,47 @@ def _linear_queue(case: Case) -> Step:
     return step
 
 
-class _FlashLogSumExp(torch.autograd.Function):
-    """Flash attention's log-sum-exp [B]; its output with the queue as value is the gradient."""
+def _flash(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Mean of k and log-sum-exp, by PyTorch's flash attention."""
+    if q.is_cuda:
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, k, scale=scale)[:2]
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, k, scale=scale)
+
+
+def _cudnn(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The same by cuDNN."""
+    cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
+    return cudnn(q, k, k, None, True, scale=scale)[:2]
+
+
+class _AttentionLogSumExp(torch.autograd.Function):
+    """Attention's log-sum-exp [B]; its output with the queue as value is the gradient.
+
+    A GPU needs more programs than a few queries give: there the queue is folded into the batch.
+    """
 
     @staticmethod
-    def forward(ctx, q, queue, scale):
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        mean, logsumexp = flash(q[None, None], *([queue[None, None]] * 2), scale=scale)
-        ctx.save_for_backward(mean[0, 0])
-        ctx.scale = scale
-        return logsumexp.reshape(-1)
+    def forward(ctx, q, queue, scale, attend):
+        (rows, width), keys = q.shape, queue.shape[0]
+        splits = math.gcd(keys, 128) if q.is_cuda else 1
+        parts = queue.view(splits, 1, keys // splits, width)
+        means, logsumexps = attend(q.expand(splits, 1, rows, width), parts, scale)
+        logsumexps = logsumexps.reshape(splits, rows)
+        shares = logsumexps.softmax(0)[:, :, None]
+        ctx.save_for_backward((shares * means.reshape(splits, rows, width)).sum(0))
+        ctx.scale, ctx.dtype = scale, q.dtype
+        return logsumexps.logsumexp(0)
 
     @staticmethod
     def backward(ctx, grad):
-        return (ctx.scale * grad[:, None] * ctx.saved_tensors[0]), None, None
+        gradient = ctx.scale * grad[:, None] * ctx.saved_tensors[0]
+        return gradient.to(ctx.dtype), None, None, None
 
 
-def _flash_queue(case: Case) -> Step:
+def _attention_queue(attend: Callable, case: Case) -> Step:
     def step(q, k, queue):
         q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
-        negatives = _FlashLogSumExp.apply(q, queue, 1 / TEMPERATURE)
+        negatives = _AttentionLogSumExp.apply(q, queue, 1 / TEMPERATURE, attend)
         return F.softplus(negatives - (q * k).sum(1) / TEMPERATURE).mean()
 
     return step
@@ -185,8 +231,12 @@ PEERS = (
     Contestant("eager", dict.fromkeys(_EAGER, _eager), copies=3.2),
     Contestant("torch.compile", dict.fromkeys(_EAGER, _compiled), copies=2.0),
     Contestant("torch linear_cross_entropy", {"clip": _linear_clip, "queue": _linear_queue}),
-    Contestant("torch flash attention", {"queue": _flash_queue}),
-    Contestant("pytorch-metric-learning SupConLoss", {"ntxent": peers.pml_supcon}, copies=11.0),
+    Contestant("torch flash attention", {"queue": partial(_attention_queue, _flash)}),
+    Contestant(
+        "pytorch-metric-learning SupConLoss",
+        {"ntxent": peers.pml_views, "supcon": peers.pml_supcon},
+        copies=11.0,
+    ),
     Contestant(
         "pytorch-metric-learning NTXentLoss", {"ntxent": peers.pml_ntxent}, limit=256**2,
         why="stores positives x negatives, cubic in the batch: 256 rows at most",
@@ -201,3 +251,15 @@ PEERS = (
     ),
     Contestant("Inf-CL", {"clip": peers.inf_cl}),
 )  # fmt: skip
+# those that run on a GPU only
+GPU_PEERS = (
+    *PEERS,
+    Contestant("torch cuDNN attention", {"queue": partial(_attention_queue, _cudnn)}),
+    *(
+        Contestant(
+            f"cut_cross_entropy {impl}",
+            {"clip": partial(peers.cce_clip, impl), "queue": partial(peers.cce_queue, impl)},
+        )
+        for impl in ("cce", "cce_exact")
+    ),
+)

@@ -17,7 +17,8 @@ from fastcl.ops import cpu
 
 from .cases import DTYPES, TEMPERATURE, Case
 from .contestants import Step, fastcl_backends
-from .measure import interleave, run_once, summary
+from .device import CPU
+from .measure import differentiate, interleave, summary
 
 _STEPS: dict[str, Step] = {
     "ntxent": lambda a, b: nt_xent(a, b, TEMPERATURE),
@@ -31,7 +32,7 @@ def _variant(case: Case, keep: bool) -> Callable[[], float]:
 
     def run() -> float:
         cpu.keeps_exponentials = lambda *_: keep
-        return run_once(_STEPS[case.task], contestant, inputs)[1]
+        return CPU.seconds(lambda: differentiate(_STEPS[case.task], contestant, inputs))
 
     return run
 

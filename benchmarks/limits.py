@@ -25,7 +25,8 @@ from fastcl.ops import cpu
 
 from .cases import CASES, Case
 from .contestants import fastcl_backends
-from .measure import interleave, run_once, summary
+from .device import CPU
+from .measure import differentiate, interleave, summary
 
 _PEERS = ("eager", "torch.compile", "best tuned")
 # case -> targets against _PEERS, as the project set them on a processor whose AVX-512 is full-rate
@@ -177,7 +178,7 @@ def print_instruction_sets(case: Case, seconds: float) -> None:
     def timer(name: str):
         def run() -> float:
             set_isa(name)
-            return run_once(step, contestant, inputs)[1]
+            return CPU.seconds(lambda: differentiate(step, contestant, inputs))
 
         return run
 

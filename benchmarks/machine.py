@@ -15,7 +15,7 @@ import fastcl
 
 _PACKAGES = (
     "pytorch-metric-learning", "info-nce-pytorch", "lightly", "open_clip_torch",
-    "sentence-transformers", "inf-cl",
+    "sentence-transformers", "inf-cl", "cut-cross-entropy", "triton",
 )  # fmt: skip
 _ISA = re.compile(r"^(avx|avx2|fma|avx512\w+|avx_vnni|amx_\w+|asimd|sve\w*|bf16)$")
 

@@ -7,8 +7,10 @@ import gc
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +18,9 @@ from torch import Tensor
 
 from .cases import DTYPES, TOLERANCES, Case, Truth, truth
 from .contestants import PEERS, Contestant, Step, fastcl_backends
+from .device import CPU, Cpu
 
-_LEAST_ROUNDS, _MOST_ROUNDS = 3, 300
+_MOST_ROUNDS = 300
 _CEILING_SIDES = (1024, 2048)  # of the square products whose best speed is the ceiling
 
 
@@ -31,33 +34,27 @@ class Settings:
         seconds: aimed at for the timing of one case in one process.
         backends: of fastcl; ``None`` for all usable ones.
         against: parts of the other contestants' names; ``None`` for all of them.
+        peers: the other contestants.
+        least: rounds that even a slow contestant gets.
     """
 
     threads: int = 2
     rounds: int | None = None
+    least: int = 3
     seconds: float = 8.0
     backends: tuple[str, ...] | None = None
     against: tuple[str, ...] | None = None
+    peers: tuple[Contestant, ...] = PEERS
 
     def contestants(self) -> list[Contestant]:
         """fastcl's backends, then the others."""
-        others = PEERS
+        others = self.peers
         if self.against is not None:
-            others = tuple(c for c in PEERS if any(part in c.name for part in self.against))
+            others = tuple(c for c in others if any(part in c.name for part in self.against))
         return [*fastcl_backends(self.backends), *others]
 
 
-def available_memory() -> int:
-    """Bytes that contestants may plan with: most of what is free now."""
-    found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
-    return int(0.8 * 1024 * int(found[1])) if found else 2**62
-
-
-def _read(path: str) -> str:
-    return Path(path).read_text() if Path(path).exists() else ""
-
-
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of an error without paths, for a table."""
     if isinstance(error, ImportError):
         kind = "not installed" if isinstance(error, ModuleNotFoundError) else "does not import"
@@ -84,15 +81,23 @@ def save_truth(case: Case, file: str, settings: Settings) -> None:
     torch.save(truth(case), file)
 
 
-def run_once(step: Step, contestant: Contestant, inputs: list[Tensor]) -> tuple[Tensor, float]:
-    """Forward and backward from cleared gradients; the loss, and the seconds both took."""
-    for x in inputs:
-        x.grad = None
+def differentiate(step: Step, contestant: Contestant, inputs: list[Tensor]) -> list[Tensor]:
+    """Forward and backward: the loss, then the gradients of the leaves."""
+    leaves = [x for x in inputs if x.requires_grad]
     with contestant.scope():
-        start = time.perf_counter()
         loss = step(*inputs)
-        loss.backward()
-        return loss.detach(), time.perf_counter() - start
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+@contextmanager
+def products(dtype: str) -> Iterator[None]:
+    """fp32 products as a case's ``dtype`` says: rounded to TF32 for ``"tf32"``, else exact."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def admit(
@@ -104,10 +109,10 @@ def admit(
         return None, {"reason": reason}
     try:
         step = contestant.builders[case.task](case)
-        loss, _ = run_once(step, contestant, inputs)
+        loss, *gradients = differentiate(step, contestant, inputs)
     except Exception as error:  # whatever another library raises is its row's text
-        return None, {"reason": _reason(error)}
-    errors = exact.errors(loss, [x.grad for x in inputs if x.requires_grad])
+        return None, {"reason": reason_of(error)}
+    errors = exact.errors(loss, gradients)
     record = {"loss_error": errors[0], "gradient_error": errors[1]}
     allowed = TOLERANCES[case.dtype]
     if not all(error <= limit for error, limit in zip(errors, allowed, strict=True)):
@@ -136,17 +141,18 @@ def ceiling(dtype: torch.dtype, seconds: float = 0.3) -> dict[str, float]:
 
 
 def interleave(
-    runs: dict[str, Callable[[], float]], rounds: int | None, seconds: float
+    runs: dict[str, Callable[[], float]], rounds: int | None, seconds: float, least: int = 3
 ) -> dict[str, list[float]]:
     """Seconds per run, sampled in turns.
 
     Every contestant gets the same share of ``seconds``, so slow ones skip rounds, evenly spread;
-    the starting contestant rotates. ``rounds`` fixes the number for all.
+    the starting contestant rotates. Each runs ``least`` times at least; ``rounds`` fixes the number
+    for all.
     """
     first = {name: run() for name, run in runs.items()}
     share = seconds / len(runs)
     wanted = {
-        name: rounds or max(_LEAST_ROUNDS, min(_MOST_ROUNDS, math.ceil(share / cost)))
+        name: rounds or max(least, min(_MOST_ROUNDS, math.ceil(share / cost)))
         for name, cost in first.items()
     }
     total = max(wanted.values())
@@ -167,19 +173,21 @@ def summary(samples: list[float]) -> dict[str, float]:
 
 
 def compare(
-    case: Case, contestants: list[Contestant], exact: Truth, settings: Settings
+    case: Case, contestants: list[Contestant], exact: Truth, settings: Settings, device: Cpu = CPU
 ) -> dict[str, dict]:
     """Contestant -> errors and times, or the reason why it has none."""
-    inputs, memory = case.inputs(), available_memory()
+    inputs = case.inputs(device.name)
     records: dict[str, dict] = {}
     runs: dict[str, Callable[[], float]] = {}
     for contestant in contestants:
-        step, record = admit(contestant, case, inputs, exact, memory)
+        step, record = admit(contestant, case, inputs, exact, device.memory())
         records[contestant.name] = record
         if step is not None:
-            runs[contestant.name] = lambda s=step, c=contestant: run_once(s, c, inputs)[1]
+            work = partial(differentiate, step, contestant, inputs)
+            runs[contestant.name] = partial(device.seconds, work)
     if runs:
-        for name, taken in interleave(runs, settings.rounds, settings.seconds).items():
+        taken_by = interleave(runs, settings.rounds, settings.seconds, settings.least)
+        for name, taken in taken_by.items():
             records[name] |= summary(taken)
     return records
 
@@ -204,7 +212,7 @@ def timing(case: Case, truth_file: str, settings: Settings, tuned: bool) -> dict
 
 def _status(key: str) -> float:
     """A field of this process's status in MB (2^20 bytes)."""
-    return int(re.search(rf"{key}:\s+(\d+)", _read("/proc/self/status"))[1]) / 1024
+    return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def peak_memory(case: Case, name: str, settings: Settings) -> float:
@@ -217,11 +225,11 @@ def peak_memory(case: Case, name: str, settings: Settings) -> float:
     contestant = next(c for c in settings.contestants() if c.name == name)
     warm = case if name == "torch.compile" else case.tiny()
     step = contestant.builders[case.task](warm)
-    run_once(step, contestant, warm.inputs())
+    differentiate(step, contestant, warm.inputs())
     inputs = case.inputs()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # glibc's
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
-    run_once(step, contestant, inputs)
+    differentiate(step, contestant, inputs)
     return _status("VmHWM") - before

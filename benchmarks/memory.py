@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     for case in (c for c in CASES if c.name in options.case):
         peaks = []
         for contestant in settings.contestants():
-            reason = contestant.refusal(case, measure.available_memory())
+            reason = contestant.refusal(case, measure.CPU.memory())
             try:
                 peak = reason or fresh(
                     "forkserver", measure.peak_memory, case, contestant.name, settings

@@ -13,10 +13,17 @@ from .cases import TEMPERATURE, Case
 Step = Callable[..., Tensor]
 
 
-def pml_supcon(case: Case) -> Step:
+def pml_views(case: Case) -> Step:
     from pytorch_metric_learning.losses import SelfSupervisedLoss, SupConLoss
 
     return SelfSupervisedLoss(SupConLoss(temperature=TEMPERATURE))
+
+
+def pml_supcon(case: Case) -> Step:
+    from pytorch_metric_learning.losses import SupConLoss
+
+    loss = SupConLoss(temperature=TEMPERATURE)
+    return lambda a, b, labels: loss(torch.cat([a, b]), labels.repeat(2))
 
 
 def pml_ntxent(case: Case) -> Step:
@@ -68,7 +75,37 @@ def inf_cl(case: Case) -> Step:
 
     def step(a, b):
         a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-        scale = torch.tensor(1 / TEMPERATURE)
-        return (cal_inf_loss(a, b, scale=scale) + cal_inf_loss(b, a, scale=scale)) / 2
+        scale = torch.tensor(1 / TEMPERATURE, device=a.device)
+        options = {"scale": scale, "head_dim": min(256, case.width)}
+        return (cal_inf_loss(a, b, **options) + cal_inf_loss(b, a, **options)) / 2
+
+    return step
+
+
+def cce_clip(impl: str, case: Case) -> Step:
+    from cut_cross_entropy import linear_cross_entropy
+
+    def step(a, b):
+        a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+        target = torch.arange(a.shape[0], device=a.device)
+        there = linear_cross_entropy(a / TEMPERATURE, b, target, impl=impl)
+        back = linear_cross_entropy(b / TEMPERATURE, a, target, impl=impl)
+        return (there + back) / 2
+
+    return step
+
+
+def cce_queue(impl: str, case: Case) -> Step:
+    from cut_cross_entropy import linear_cross_entropy
+
+    def step(q, k, queue):
+        # class 0 stands in for a positive, as with torch's linear_cross_entropy
+        q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
+        target = torch.zeros(q.shape[0], dtype=torch.int64, device=q.device)
+        losses = linear_cross_entropy(
+            q / TEMPERATURE, queue, target, reduction="none", impl=impl
+        ).float()
+        negatives = losses + (q @ queue[0]) / TEMPERATURE
+        return F.softplus(negatives - (q * k).sum(1) / TEMPERATURE).mean()
 
     return step

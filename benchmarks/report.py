@@ -58,12 +58,12 @@ def _rows(result: dict) -> list[tuple[str, ...]]:
         rows.append(
             (
                 name,
-                _number(record["median_ms"]),
-                f"{_number(record['p10_ms'])}-{_number(record['p90_ms'])}",
-                _number(ratio(records, name)),
-                _number(tuned.get("median_ms")),
-                _number(ratio(records, name, tuned=True)),
-                _number(record.get("memory_mb")),
+                number(record["median_ms"]),
+                f"{number(record['p10_ms'])}-{number(record['p90_ms'])}",
+                number(ratio(records, name)),
+                number(tuned.get("median_ms")),
+                number(ratio(records, name, tuned=True)),
+                number(record.get("memory_mb")),
                 f"{record['loss_error']:.0e}",
                 f"{record['gradient_error']:.0e}",
                 "" if share is None else f"{100 * share:.0f}",
@@ -72,7 +72,7 @@ def _rows(result: dict) -> list[tuple[str, ...]]:
     return rows
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three digits, or a dash."""
     if value is None:
         return "-"
@@ -98,7 +98,7 @@ def print_case(result: dict) -> None:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        _print_plain(result["case"], rows)
+        print(plain(result["case"], _HEADER, rows))
     else:
         table = Table(title=result["case"], title_justify="left")
         for index, text in enumerate(_HEADER):
@@ -119,12 +119,14 @@ def print_case(result: dict) -> None:
                 print(f"  not timed: {name}{where}: {chosen['reason']}")
 
 
-def _print_plain(title: str, rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[i]) for row in [_HEADER, *rows]) for i in range(len(_HEADER))]
-    print(title)
-    for row in [_HEADER, *rows]:
+def plain(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table as text; the first column to the left."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [title]
+    for row in [header, *rows]:
         cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        print("  ".join([row[0].ljust(widths[0]), *cells]))
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]))
+    return "\n".join(lines)
 
 
 def write_json(results: dict, file: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -17,7 +18,8 @@ from fastcl.ops.chunked import problem
 
 from .cases import TEMPERATURE, Case
 from .contestants import fastcl_backends
-from .measure import interleave, run_once, summary
+from .device import CPU
+from .measure import differentiate, interleave, summary
 
 _POWERS = range(17, 22)
 _WORKSPACES = (0, 64)  # MB
@@ -30,7 +32,8 @@ def _variant(case: Case, power: int, workspace: int) -> Callable[[], float]:
     def run() -> float:
         problem._TILE["cpu"] = 2**power
         fastcl.set_workspace(workspace)
-        return run_once(lambda a, b: nt_xent(a, b, TEMPERATURE), contestant, inputs)[1]
+        step = partial(differentiate, lambda a, b: nt_xent(a, b, TEMPERATURE), contestant, inputs)
+        return CPU.seconds(step)
 
     return run
 

@@ -26,4 +26,5 @@ def install() -> None:
     """Register the finder where the package is a bare checkout."""
     in_checkout = (_PACKAGE.parent / "setup.py").is_file() and (_KERNELS / "__init__.py").is_file()
     if in_checkout and not (_PACKAGE / "kernels").is_dir():
-        sys.meta_path.append(_Finder)
+        # first, so that no other checkout's editable install answers for this one
+        sys.meta_path.insert(0, _Finder)

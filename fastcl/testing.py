@@ -52,10 +52,12 @@ SHAPES = (
     Shape(400, None, 12, "symmetric, several tiles of a small backend"),
 )
 DATA = ("random", "aligned", "clustered", "outlier")
+MORE_DATA = ("cone",)  # rows all alike, as an untrained encoder gives them; for GPUs
 RULES = ("all", "offsets", "same", "different", "empty rows")
 RULED = ("logsumexp", "columns", "softplus", "relu", "relu_squared", "topk")  # take a pair rule
 WHOLE = tuple(f"{form} loss" for form in FORMS)
 OPERATIONS = (*RULED, "normalize", "pair", *WHOLE)
+MORE_OPERATIONS = ("queue",)  # log-sum-exp over keys that need no gradient; for GPUs
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Problem:
     keys: Tensor | None
     scale: float
     key_bias: Tensor | None
+    row_bias: Tensor | None  # of sums
     pairs: Pairs
 
     def to(self, dtype: torch.dtype) -> Problem:
@@ -75,37 +78,47 @@ class Problem:
             return None if tensor is None else tensor.detach().to(dtype)
 
         return Problem(
-            cast(self.queries), cast(self.keys), self.scale, cast(self.key_bias), self.pairs
-        )
+            cast(self.queries), cast(self.keys), self.scale, cast(self.key_bias),
+            cast(self.row_bias), self.pairs,
+        )  # fmt: skip
 
 
 def make_problem(
-    shape: Shape, data: str, rule: str, temperature: float, dtype: torch.dtype, bias: bool = False
-) -> Problem:
-    """Operands of ``shape``, reproducible, one kind of :data:`DATA` and :data:`RULES` each."""
-    generator = torch.Generator().manual_seed(shape.n * 7919 + shape.d)
+    shape: Shape, data: str, rule: str, temperature: float, dtype: torch.dtype,
+    bias: bool = False, device: str = "cpu",
+) -> Problem:  # fmt: skip
+    """Operands of ``shape``, reproducible on one kind of device.
+
+    One kind of :data:`DATA` (or :data:`MORE_DATA`) and of :data:`RULES` each.
+    """
+    generator = torch.Generator(device).manual_seed(shape.n * 7919 + shape.d)
 
     def normal(*size):
-        return torch.randn(*size, generator=generator, dtype=torch.float64)
+        return torch.randn(*size, generator=generator, dtype=torch.float64, device=device)
 
     m = shape.n if shape.m is None else shape.m
     queries, keys = normal(shape.n, shape.d), normal(m, shape.d)
     if data == "aligned":
-        keys = queries[torch.arange(m) % shape.n] + 1e-3 * keys
+        keys = queries[torch.arange(m, device=device) % shape.n] + 1e-3 * keys
     elif data == "clustered":
         centres = normal(4, shape.d)
-        queries = centres[torch.arange(shape.n) % 4] + 0.1 * queries
-        keys = centres[torch.arange(m) % 4] + 0.1 * keys
+        queries = centres[torch.arange(shape.n, device=device) % 4] + 0.1 * queries
+        keys = centres[torch.arange(m, device=device) % 4] + 0.1 * keys
+    elif data == "cone":
+        axis = normal(1, shape.d)
+        queries, keys = axis + 0.3 * queries, axis + 0.3 * keys
     queries, keys = F.normalize(queries), F.normalize(keys)
     if data == "outlier":
         queries[0] *= 40.0
         keys[-1] *= 25.0
     key_bias = normal(m).to(dtype) if bias and shape.m is not None else None
+    row_bias = normal(shape.n).to(dtype) if bias else None
     return Problem(
         queries.to(dtype),
         None if shape.m is None else keys.to(dtype),
         1.0 / temperature,
         key_bias,
+        row_bias,
         _make_rule(rule, shape, m, generator),
     )
 
@@ -116,12 +129,12 @@ def _make_rule(rule: str, shape: Shape, m: int, generator) -> Pairs:
         skip = (0, half, -half) if half else (0,)
         return Pairs(skip=tuple(dict.fromkeys(skip)))
     if rule in ("same", "different"):
-        ids = torch.randint(0, 5, (shape.n + m,), generator=generator)
+        ids = torch.randint(0, 5, (shape.n + m,), generator=generator, device=generator.device)
         key_ids = None if shape.m is None else ids[shape.n :]
         return Pairs(rule, ids[: shape.n], key_ids, skip=(0,))
     if rule == "empty rows":  # even queries match no key at all
-        ids = torch.arange(shape.n) % 2 - 1
-        keys = torch.zeros(m, dtype=torch.int64)
+        ids = torch.arange(shape.n, device=generator.device) % 2 - 1
+        keys = torch.zeros(m, dtype=torch.int64, device=generator.device)
         return Pairs("same", ids, None if shape.m is None else keys, skip=(0,))
     return Pairs()
 
@@ -150,12 +163,14 @@ def _plain(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
     if p.key_bias is not None:
         s = s + p.key_bias
     mask = _mask(p)
-    if operation in ("logsumexp", "columns", "topk"):
+    if operation in ("logsumexp", "columns", "queue", "topk"):
         s = s if mask is None else s.masked_fill(~mask, float("-inf"))
         if operation == "topk":
             return [s.sort(dim=1, descending=True).values[:, : _k(p)]]
         outputs = [torch.logsumexp(s, 1)]
         return outputs + [torch.logsumexp(s, 0)] if operation == "columns" else outputs
+    if p.row_bias is not None:
+        s = s + p.row_bias[:, None]
     value = F.relu(s).square() if operation == "relu_squared" else getattr(F, operation)(s)
     return [(value if mask is None else value.masked_fill(~mask, 0.0)).sum(1)]
 
@@ -192,26 +207,37 @@ def _fast(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
         return list(ops.l2_normalize_pair(*_pair(p))[:2])
     if operation in WHOLE:
         return [ops.pair_softmax(*_pair(p), scale, form=operation.split()[0])]
-    if operation in ("logsumexp", "columns"):
+    if operation in ("logsumexp", "columns", "queue"):
         both = operation == "columns"
         result = ops.similarity_logsumexp(p.queries, p.keys, scale, columns=both, **common)
         return [result.rows, result.columns] if both else [result.rows]
     if operation == "topk":
         return [ops.similarity_topk(p.queries, p.keys, scale, k=_k(p), **common).values]
-    return [ops.similarity_sum(p.queries, p.keys, scale, phi=operation, **common)]
+    return [
+        ops.similarity_sum(p.queries, p.keys, scale, phi=operation, row_bias=p.row_bias, **common)
+    ]
 
 
 def _evaluate(function, operation: str, p: Problem) -> list[Tensor]:
-    """Outputs, then the gradients of queries, keys, scale and bias under a fixed upstream."""
+    """Outputs, then the gradients of queries, keys, scale and biases under a fixed upstream."""
     leaves = [t for t in (p.queries, p.keys, p.key_bias) if t is not None]
+    if operation == "queue":
+        leaves = [p.queries]
+    elif operation in ("softplus", "relu", "relu_squared") and p.row_bias is not None:
+        leaves.append(p.row_bias)
     for leaf in leaves:
         leaf.requires_grad_()
-    scale = torch.tensor(p.scale, dtype=accumulator(p.queries.dtype), requires_grad=True)
+    scale = torch.tensor(
+        p.scale, dtype=accumulator(p.queries.dtype), device=p.queries.device, requires_grad=True
+    )
     outputs = function(operation, p, scale)
     if operation == "topk":
         return [o.detach() for o in outputs]
     finite = [torch.where(torch.isinf(o), 0.0, o).to(torch.float64) for o in outputs]
-    weights = [torch.linspace(0.5, 1.5, o.numel(), dtype=o.dtype).view_as(o) for o in finite]
+    weights = [
+        torch.linspace(0.5, 1.5, o.numel(), dtype=o.dtype, device=o.device).view_as(o)
+        for o in finite
+    ]
     objective = torch.stack([(o * w).sum() for o, w in zip(finite, weights, strict=True)]).sum()
     wanted = leaves if operation in ("normalize", "pair") else [*leaves, scale]
     gradients = torch.autograd.grad(objective, wanted, allow_unused=True)
@@ -239,10 +265,11 @@ class Verdict:
     error: float
     plain: float
     allowed: float
+    repeats: bool = True  # bit for bit, in as many runs as were asked for
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.allowed
+        return self.error <= self.allowed and self.repeats
 
 
 def compare(
@@ -254,15 +281,26 @@ def compare(
     temperature: float = 0.1,
     dtype: torch.dtype = torch.float32,
     bias: bool = False,
+    *,
+    device: str = "cpu",
+    oracle: str = "reference",
+    runs: int = 1,
 ) -> Verdict:
-    """Judge ``backend`` on one problem; the verdict is that of its worst output or gradient."""
-    p = make_problem(shape, data, rule, temperature, dtype, bias)
+    """Judge ``backend`` on one problem; the verdict is that of its worst output or gradient.
+
+    ``oracle`` is the backend that gives the truth, in float64; the judged one runs ``runs`` times.
+    """
+    p = make_problem(shape, data, rule, temperature, dtype, bias, device)
     truth = p.to(torch.float64)
-    with use_backend("reference"):
+    with use_backend(oracle):
         expected = _evaluate(_fast, operation, truth)
     plain = _evaluate(_plain, operation, p.to(dtype))
     with use_backend(backend):
-        results = _evaluate(_fast, operation, p.to(dtype))
+        several = [_evaluate(_fast, operation, p.to(dtype)) for _ in range(runs)]
+    results = several[0]
+    repeats = all(
+        torch.equal(a, b) for other in several for a, b in zip(results, other, strict=True)
+    )
     # scores carry round-off in proportion to their size, and exponentials pass it on
     round_off = torch.finfo(accumulator(dtype)).eps * max(8.0, 4.0 * p.scale)
     if data == "outlier":
@@ -279,21 +317,26 @@ def compare(
         if usual_error == float("inf"):  # plain PyTorch fails here (empty rows, overflow)
             usual_error = 0.0
         allowed = 2.0 * usual_error + round_off + rounding
-        verdicts.append(Verdict(_error(result, exact, least), usual_error, allowed))
+        verdicts.append(Verdict(_error(result, exact, least), usual_error, allowed, repeats))
     return max(verdicts, key=lambda v: v.error / v.allowed)
 
 
-def served(backend: str, dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64)):
-    """Operations and dtypes that ``backend`` declares for CPU tensors."""
+def served(
+    backend: str,
+    dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    device: str = "cpu",
+    operations: tuple[str, ...] = OPERATIONS,
+):
+    """Those of ``operations``, and dtypes, that ``backend`` declares for tensors of ``device``."""
     declared = ops.backends()[backend]
-    if declared.unavailable or (declared.devices is not None and "cpu" not in declared.devices):
+    if declared.unavailable or (declared.devices is not None and device not in declared.devices):
         return []
     names = {"topk": "similarity_topk", "normalize": "l2_normalize", "pair": "l2_normalize"}
-    names |= dict.fromkeys(("logsumexp", "columns"), "similarity_logsumexp")
+    names |= dict.fromkeys(("logsumexp", "columns", "queue"), "similarity_logsumexp")
     names |= dict.fromkeys(WHOLE, "pair_softmax")
     return [
         (operation, dtype)
-        for operation in OPERATIONS
+        for operation in operations
         for dtype in dtypes
         if names.get(operation, "similarity_sum") in declared.ops and dtype in declared.precisions
     ]

@@ -20,6 +20,9 @@ def modules(root, monkeypatch):
     return cases, contestants, measure
 
 
+TASKS = ["ntxent-64x32-fp32", "supcon-64x32-fp32", "clip-64x32-fp32", "queue-16x256x32-fp32"]
+
+
 def _case(cases, name):
     return next(case for case in cases.CASES if case.name == name)
 
@@ -58,19 +61,34 @@ def test_unknown_case_names_the_known_ones(root):
     assert "ntxent-8192x128-fp32" in result.stdout
 
 
-@pytest.mark.parametrize("task", ["ntxent-64x32-fp32", "clip-64x32-fp32", "queue-16x256x32-fp32"])
+@pytest.mark.parametrize("task", TASKS)
 def test_truth_is_the_losses_definition(modules, task):
     """In blocks and not, and against the oracle: the gate's own yardstick."""
-    cases, contestants, _ = modules
+    cases, contestants, measure = modules
     case = _case(cases, task)
     blocks, whole = cases.truth(case, block=7), cases.truth(case, block=10**6)
-    inputs = [x.detach().double().requires_grad_(x.requires_grad) for x in case.inputs()]
-    with fastcl.use_backend("reference"):
-        contestant = contestants.fastcl_backends(("reference",))[0]
-        loss = contestant.builders[case.task](case)(*inputs)
-        loss.backward()
+    a, b, *rest = case.inputs()
+    leaves = [x.detach().double().requires_grad_() for x in (a, b)]
+    rest = [x.double() if x.is_floating_point() else x for x in rest]
+    contestant = contestants.fastcl_backends(("reference",))[0]
+    step = contestant.builders[case.task](case)
+    loss, *gradients = measure.differentiate(step, contestant, [*leaves, *rest])
     for exact in (blocks, whole):
-        assert max(exact.errors(loss, [x.grad for x in inputs[:2]])) < 1e-12
+        assert max(exact.errors(loss, gradients)) < 1e-12
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_peer_at_hand_is_admitted(modules, task):
+    """Those that are installed and run here compute what the definition says."""
+    cases, contestants, measure = modules
+    case = _case(cases, task)
+    for contestant in contestants.PEERS:
+        if case.task in contestant.builders and contestant.name != "torch.compile":
+            _, record = measure.admit(
+                contestant, case, case.inputs(), cases.truth(case), measure.CPU.memory()
+            )
+            reason = record.get("reason", "")
+            assert not reason.startswith("wrong"), (contestant.name, reason)
 
 
 def test_what_is_wrong_is_not_timed(modules):

@@ -1,0 +1,1 @@
+"""``python -m benchmarks.gpu``: correctness and speed of the Triton backend on a GPU."""

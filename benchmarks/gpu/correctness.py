@@ -1,0 +1,285 @@
+"""Stage 1: every operator and gradient against float64; bits; graphs; streams; the sanitizer."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import fastcl
+from fastcl.testing import (
+    MORE_OPERATIONS,
+    OPERATIONS,
+    SHAPES,
+    Shape,
+    compare,
+    served,
+)
+
+from .. import device, report
+from ..cases import Case
+from ..contestants import fastcl_backends
+from ..measure import differentiate, products, reason_of
+from .stage import Stage, fatal
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DATA = ("random", "aligned", "clustered", "cone")
+_TEMPERATURES = (0.5, 0.07, 0.01)
+_RULES = ("all", "offsets", "same", "different", "empty rows")
+
+# every width of the table from 16 on, and past it; sizes ragged against any tile
+_LARGE = (
+    Shape(1000, 1301, 16, "narrow"),
+    Shape(4133, None, 64, "symmetric, several waves of programs"),
+    Shape(2049, 515, 128, "more queries than keys, ragged"),
+    Shape(1031, None, 128, "symmetric, ragged"),
+    Shape(257, 30011, 128, "a queue: few queries, many keys"),
+    Shape(777, 1030, 200, "padded to 256"),
+    Shape(1537, 900, 256, "the widest accumulator"),
+    Shape(1031, 700, 300, "wider than an accumulator, padded"),
+    Shape(899, None, 512, "symmetric, wide"),
+    Shape(600, 1111, 768, "wide, ragged"),
+    Shape(515, 517, 1024, "the widest"),
+)
+_TOY = (Shape(65, 40, 20, "ragged"), Shape(70, None, 16, "symmetric, ragged"))
+
+
+def run(stage: Stage) -> None:
+    """Everything of this stage; see the package's description."""
+    losses = stage.chosen(_losses(stage))
+    if not stage.toy:
+        stage.warm(losses)
+    names = ("graph", "side stream", "three runs")
+    for name, function in zip(names, (graph, side_stream, three_runs), strict=True):
+        stage.each(losses, lambda case, f=function: f(stage.device, case), name)
+    tools = ("memcheck",) if stage.toy else ("memcheck", "racecheck")
+    stage.each(tools, lambda tool: sanitize(stage, tool), "sanitizer")
+    operations = ("columns",) if stage.toy else (*MORE_OPERATIONS, *OPERATIONS)
+    declared = served("triton", tuple(_DTYPES.values()), stage.device.name, operations)
+    shapes = _TOY if stage.toy else _LARGE[::2] if stage.quick else (*_LARGE, *SHAPES)
+    groups = [
+        (operation, dtype, tuple(part))
+        for part in (shapes[:6], shapes[6:12], shapes[12:])
+        for dtype in (("fp32", "fp16") if stage.toy else _DTYPES)
+        for operation in operations
+        if part and (operation, _DTYPES[dtype]) in declared
+    ]
+    stage.parallel(stage.chosen(groups, lambda group: f"{group[0]} {group[1]}"), check)
+
+
+def check(
+    device_name: str, seconds: float, operation: str, dtype: str, shapes: tuple[Shape, ...]
+) -> list[dict]:
+    """Verdicts of ``operation`` on every kind of data and temperature; runs in its own process.
+
+    The rule, and whether there are biases, go with the shape: each is code of its own, and the
+    compiler is what takes the time here. Uninitialised memory holds NaN, so that reading it shows.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    end, records = time.time() + seconds, []
+    plain = operation in ("normalize", "pair")
+    kinds = list(itertools.product(_DATA, (1.0,) if plain else _TEMPERATURES))
+    if device_name == "cpu":  # the interpreter: one of each is enough
+        kinds = kinds[-1:]
+    first = (*MORE_OPERATIONS, *OPERATIONS).index(operation)
+    for shape, (data, temperature) in itertools.product(shapes, kinds):
+        if operation == "queue" and shape.m is None:
+            continue  # its keys need a gradient
+        number = first + shape.n  # as good as drawn, and the same in every run
+        rule = "all" if plain else _RULES[number % len(_RULES)]
+        case = f"{operation} {dtype} {shape} {data} {rule} t={temperature}"
+        if time.time() > end:
+            records.append({"skipped": f"{operation} {dtype} from {case} on"})
+            break
+        record = {"kind": "operator", "case": case}
+        try:
+            verdict = compare(
+                "triton", operation, shape, data, rule, temperature, _DTYPES[dtype],
+                bias=not plain and number % 2 == 1, device=device_name, oracle="chunked", runs=3,
+            )  # fmt: skip
+        except Exception as error:
+            records.append(record | {"failed": reason_of(error)})
+            if fatal(error):
+                break
+            continue
+        record |= {
+            "operation": operation, "dtype": dtype, "data": data, "temperature": temperature,
+            "width": shape.d, "error": verdict.error, "plain": verdict.plain,
+            "allowed": verdict.allowed, "repeats": verdict.repeats,
+        }  # fmt: skip
+        if not verdict.passed:
+            same = "" if verdict.repeats else ", and runs differ"
+            record["failed"] = f"error {verdict.error:.1e} above {verdict.allowed:.1e}{same}"
+        records.append(record)
+    return records
+
+
+# ------------------------------------------------------------------------------------- losses
+
+
+def _losses(stage: Stage) -> list[Case]:
+    if stage.toy:
+        return [Case("clip", 40, 20, "fp32", 40), Case("queue", 16, 16, "fp32", 100)]
+    return [
+        Case(task, rows, width, dtype, 4099 if task == "queue" else rows)
+        for task, rows in (("ntxent", 1030), ("clip", 515), ("supcon", 1030), ("queue", 257))
+        for width in (64, 200, 512)
+        for dtype in ("bf16", "fp32")
+    ]
+
+
+def _step(case: Case):
+    (contestant,) = fastcl_backends(("triton",))
+    step = contestant.builders[case.task](case)
+
+    def work(inputs):
+        with products(case.dtype):
+            return differentiate(step, contestant, inputs)
+
+    return work
+
+
+def _same(ours: list, exact: list) -> dict:
+    if all(torch.equal(a, b) for a, b in zip(ours, exact, strict=True)):
+        return {"identical": True}
+    return {"identical": False, "failed": "bits differ"}
+
+
+def graph(on: device.Cpu, case: Case) -> dict:
+    """A captured step gives an eager step's bits, also for inputs that came after the capture."""
+    work, inputs = _step(case), case.inputs(on.name)
+    later = case.inputs(on.name)
+    with torch.no_grad():
+        for x in later[:2]:
+            x.copy_(x.flip(0) * 1.5)
+    first, second = work(inputs), work(later)
+    replay, results = on.capture(lambda: work(inputs))
+    replay()
+    on.synchronize()
+    verdict = _same(results, first)
+    if not on.graphs or not verdict["identical"]:
+        return verdict
+    with torch.no_grad():
+        for x, y in zip(inputs, later, strict=True):
+            x.copy_(y)
+    replay()
+    on.synchronize()
+    return _same(results, second)
+
+
+def side_stream(on: device.Cpu, case: Case) -> dict:
+    """A step on another stream than the default one gives the same bits."""
+    work, inputs = _step(case), case.inputs(on.name)
+    exact = work(inputs)
+    on.synchronize()
+    with on.side_stream():
+        ours = work(inputs)
+    on.synchronize()
+    return _same(ours, exact)
+
+
+def three_runs(on: device.Cpu, case: Case) -> dict:
+    """Bits of three runs."""
+    work, inputs = _step(case), case.inputs(on.name)
+    first = work(inputs)
+    for _ in range(2):
+        verdict = _same(work(inputs), first)
+        if "failed" in verdict:
+            break
+    return verdict
+
+
+# ---------------------------------------------------------------------------------- sanitizer
+
+
+def find_tool(name: str) -> str | None:
+    """A tool of the CUDA toolkit: on the path, or where it is usually installed."""
+    places = [shutil.which(name), os.environ.get("CUDA_HOME", "") + f"/bin/{name}"]
+    places += sorted(map(str, Path("/usr/local").glob(f"cuda*/bin/{name}")), reverse=True)
+    return next((p for p in places if p and Path(p).exists()), None)
+
+
+def sanitize(stage: Stage, tool: str) -> dict:
+    """The smallest launches of every kernel under one of compute-sanitizer's tools."""
+    sanitizer = find_tool("compute-sanitizer")
+    command = [sys.executable, "-m", "benchmarks.gpu.correctness", stage.device.name]
+    if sanitizer is not None:
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *command]
+    elif not stage.toy:
+        return {"tool": tool, "result": "compute-sanitizer is not installed"}
+    # separate allocations, so that a read beyond a tensor's end is a read beyond memory
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True,
+            timeout=max(30.0, min(120.0, stage.left())),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"tool": tool, "result": "no time to finish"}
+    text = (done.stdout + done.stderr).strip()
+    record = {"tool": tool, "code": done.returncode, "output": text[-2000:]}
+    if "not supported" in text or "Unable to" in text:
+        return record | {"result": "does not work on this machine"}
+    if done.returncode:
+        return record | {"failed": f"exit code {done.returncode}"}
+    if sanitizer is None:
+        return record | {"result": "the launches run; compute-sanitizer is not installed"}
+    return record | {"result": text.splitlines()[-1] if text else "ok"}
+
+
+def smallest(device_name: str) -> None:
+    """A few tiles of every kernel, ragged: what the sanitizer watches."""
+    z = torch.randn(70, 24, device=device_name, requires_grad=True)
+    k = torch.randn(67, 24, device=device_name, requires_grad=True)
+    wide = torch.randn(67, 300, device=device_name, requires_grad=True)
+    with fastcl.use_backend("triton"):
+        pairs = fastcl.ops.Pairs(skip=(0,))
+        results = [
+            fastcl.ops.similarity_logsumexp(z, None, 4.0, pairs=pairs).rows,
+            *fastcl.ops.similarity_logsumexp(z, k, 4.0, columns=True)[:2],
+            fastcl.ops.similarity_logsumexp(z, k.detach(), 4.0).rows,
+            fastcl.ops.similarity_logsumexp(wide, None, 1.0, pairs=pairs).rows,
+            fastcl.ops.similarity_sum(z, k, 1.0, phi="softplus"),
+            fastcl.ops.l2_normalize(z)[0].sum(1),
+        ]
+        fastcl.ops.similarity_topk(z, k, k=5)
+        torch.cat(results).sum().backward()
+
+
+def lines(records: list[dict]) -> list[str]:
+    """The worst error of each operator and dtype, and what else was checked."""
+    judged = [r for r in records if "allowed" in r]
+    rows = []
+    for key in dict.fromkeys((r["operation"], r["dtype"]) for r in judged):
+        these = [r for r in judged if (r["operation"], r["dtype"]) == key]
+        worst = max(these, key=lambda r: r["error"] / r["allowed"])
+        rows.append(
+            (
+                " ".join(key), str(len(these)), str(sum("failed" in r for r in these)),
+                f"{worst['error']:.1e}", f"{worst['plain']:.1e}", f"{worst['allowed']:.1e}",
+                str(all(r["repeats"] for r in these)), worst["case"],
+            )
+        )  # fmt: skip
+    header = ("operator", "cases", "failed", "error", "plain", "allowed", "repeats", "worst case")
+    found = [report.plain("", header, rows)] if rows else []
+    for kind in ("graph", "side stream", "three runs"):
+        these = [r for r in records if r["kind"] == kind]
+        if these:
+            good = sum(r.get("identical", False) for r in these)
+            found.append(f"{kind}: {good} of {len(these)} identical")
+    return found + [
+        f"{r['tool']}: {r.get('result', r.get('failed'))}"
+        for r in records
+        if r["kind"] == "sanitizer" and "tool" in r
+    ]
+
+
+if __name__ == "__main__":
+    smallest(sys.argv[1])

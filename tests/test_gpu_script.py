@@ -1,0 +1,107 @@
+"""The GPU run, through the interpreter at toy sizes: every stage ends, writes, and says the truth.
+
+What needs a device stays uncovered here: events, graphs, streams, peak memory, launch counts,
+nvidia-smi, ncu, compute-sanitizer, and compilation in many processes.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs triton for its interpreter"
+)
+
+
+def _run(root, out, *arguments):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--toy", "--out", str(out), *arguments]
+    return subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_every_stage(root, tmp_path):
+    """The whole way, then what each stage left behind."""
+    result = _run(root, tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = {f.stem: json.loads(f.read_text()) for f in tmp_path.glob("*.json")}
+    assert set(found) == {"correctness", "ceilings", "table", "peers", "profile"}
+    for name, stage in found.items():
+        assert stage["ended"], name
+        assert not stage["failures"] + stage["skipped_for_time"], name
+        assert f"== {name}" in (tmp_path / "summary.txt").read_text()
+    judged = [r for r in found["correctness"]["records"] if r["kind"] == "operator"]
+    assert {r["dtype"] for r in judged} == {"fp32", "fp16"}
+    assert all(r["error"] <= r["allowed"] and r["repeats"] for r in judged)
+    for record in found["table"]["records"]:
+        if record["kind"] == "loss":
+            assert record["gradient_error"] < 1e-5
+            assert record["deterministic"]
+            assert {"forward", "backward", "both", "graph", "wall"} == set(record["times"])
+    for record in found["peers"]["records"]:
+        assert {"fastcl triton", "eager"} <= set(record["contestants"])
+        assert record["best_ratio"] > 0
+
+
+def test_tuning_writes_a_table_that_loads(root, tmp_path):
+    """Entries with their reasons, in an order in which none hides one that was not timed."""
+    result = _run(root, tmp_path, "--stage", "tune")
+    assert result.returncode == 0, result.stdout + result.stderr
+    written = json.loads((tmp_path / "configs.json").read_text())
+    shipped = json.loads((root / "kernels/configs.json").read_text())
+    assert written["rules"] == shipped["rules"]
+    new = [row for row in written["configs"] if row["by"].startswith("measured")]
+    assert {row["kernel"] for row in new} == {"sweep", "product"}
+    kept = [row for row in written["configs"] if row not in new]
+    assert sorted(map(str, kept)) == sorted(map(str, shipped["configs"]))
+    for kernel in {row["kernel"] for row in kept}:
+        widths = [row["d"] or 10**9 for row in written["configs"] if row["kernel"] == kernel]
+        assert widths == sorted(widths)
+
+
+def test_what_time_does_not_allow_is_said(root, tmp_path):
+    result = _run(root, tmp_path, "--stage", "table", "--seconds", "0.001")
+    assert result.returncode == 0, result.stdout + result.stderr
+    stage = json.loads((tmp_path / "table.json").read_text())
+    assert stage["ended"]
+    assert len(stage["skipped_for_time"]) >= 2
+    assert "no time for" in result.stdout
+
+
+def test_a_stage_that_hangs_or_dies_costs_itself_only(root, tmp_path, monkeypatch, capsys):
+    """Planted in place of the interpreter: one stage never ends, one dies."""
+    monkeypatch.syspath_prepend(str(root))
+    from benchmarks.gpu import __main__ as script
+
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *ceilings*) sleep 60;; *table*) kill -9 $$;; esac\n'
+        f'echo "$*" >>{tmp_path}/calls\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(script.sys, "executable", str(python))
+    monkeypatch.setattr(script, "_GRACE", 0.5)
+    assert script.main(["--out", str(tmp_path), "--seconds", "0.5", "--quick"]) == 1
+    assert "failed: ceilings, table\n" in capsys.readouterr().out
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [line.split()[5] for line in calls] == ["correctness", "peers", "profile"]
+    assert all("--quick" in line for line in calls)
+
+
+def test_counters_are_read_from_the_longest_launch(root, monkeypatch):
+    """ncu's raw page: names, units, values; a launch that returns at once is not the kernel."""
+    monkeypatch.syspath_prepend(str(root))
+    from benchmarks.gpu import profile
+
+    page = (
+        '==PROF== Connected\n"ID","Kernel Name","gpu__time_duration.sum","a.pct"\n'
+        '"","","us","%"\n"0","product","2.1","1"\n"1","product","1,043.2","61.5"\n'
+    )
+    assert profile.parse(page)["a.pct"] == "61.5 %"
+    assert profile.parse("==ERROR== no permission") == {}
