@@ -50,7 +50,9 @@ def executed(case: Case) -> tuple[float, float]:
     CLIP's two gradients are two passes; a queue's mean comes from a second pass where rows are too
     wide to keep it beside the sums, or fp16 cannot hold them.
     """
-    held = 256 if DTYPES[case.dtype].itemsize == 2 else 128  # widest accumulator of the table
+    from fastcl.kernels.configs import RULES
+
+    held = RULES[f"held_width_{8 * DTYPES[case.dtype].itemsize}"]
     if case.task == "clip":
         return 1.0, 4.0
     if case.task == "queue" and (case.width > held or case.dtype == "fp16"):

@@ -30,13 +30,29 @@ def pair_sums(queries: Tensor, keys: Tensor, pairs: Pairs) -> tuple[Tensor, Tens
         kept = keys.sum(0) - _skipped_sum(queries, keys, pairs)
         return (queries * kept).sum(1), m - _skipped_count(queries, m, pairs)
     begin, end, slots = _same_id(pairs, n, m)
-    sums = torch.zeros_like(keys).index_add(0, slots, keys)
-    same = torch.where((end > begin)[:, None], sums[begin.clamp(max=m - 1)], 0.0)
+    sums = _add_rows(keys, slots)
+    same = torch.where((end > begin)[:, None], _take_rows(sums, begin.clamp(max=m - 1)), 0.0)
     if pairs.relation == "different":
         kept = keys.sum(0) - same
     else:
         kept = same - _skipped_sum(queries, keys, pairs)
     return (queries * kept).sum(1), _kept_count(queries, m, pairs, end - begin)
+
+
+# Adding and taking rows have each other as gradient. Of PyTorch's two ways one adds in a fixed
+# order on CPUs and the other on GPUs.
+
+
+def _add_rows(rows: Tensor, slots: Tensor) -> Tensor:
+    """For each slot the sum of its rows [M, D]."""
+    zeros = torch.zeros_like(rows)
+    if rows.is_cuda:
+        return zeros.index_put((slots,), rows, accumulate=True)
+    return zeros.index_add(0, slots, rows)
+
+
+def _take_rows(rows: Tensor, slots: Tensor) -> Tensor:
+    return rows[slots] if rows.is_cuda else rows.index_select(0, slots)
 
 
 def _kept_count(queries: Tensor, m: int, pairs: Pairs, same: Tensor) -> Tensor:
