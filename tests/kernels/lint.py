@@ -8,7 +8,7 @@ distinct launch is then compiled ahead of time for each architecture and its mac
     shuffles per tile within budget            the sums of columns must stay inside threads
     registers and shared memory                as many programs per multiprocessor as the table says
 
-    python tests/kernels/lint.py [--arch 80 90 100] [--quick] [--json FILE]
+    python tests/kernels/lint.py [--arch 80 90 100] [--quick] [--only WORDS] [--json FILE]
 
 Compilation happens in processes of its own, because a compiler bug may end one.
 """
@@ -328,9 +328,9 @@ def _loop(code: str) -> dict[str, int]:
 # ---------------------------------------------------------------------------------- reporting
 
 
-def lint(arches: list[int], quick: bool, workers: int = 2) -> list[Report]:
-    """Reports of every launch on every architecture."""
-    jobs = [(launch, arch) for arch in arches for launch in record(arch, quick)]
+def lint(arches: list[int], quick: bool, only: str = "", workers: int = 2) -> list[Report]:
+    """Reports of every launch, or those whose title holds ``only``, on every architecture."""
+    jobs = [(x, arch) for arch in arches for x in record(arch, quick) if only in x.title]
     reports: list[Report] = []
     while jobs:
         context = multiprocessing.get_context("spawn")
@@ -366,12 +366,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--quick", action="store_true", help="bf16 at D = 128 only")
+    parser.add_argument("--only", default="", help="launches whose title holds this")
     parser.add_argument("--json", type=Path, help="write the reports here")
     options = parser.parse_args()
     import triton
 
     print(f"triton {triton.__version__}")
-    reports = lint(options.arch, options.quick)
+    reports = lint(options.arch, options.quick, options.only)
     bad = sum(bool(report.breaches) for report in reports)
     if options.json:
         options.json.write_text(json.dumps([vars(report) for report in reports], indent=1))
