@@ -13,6 +13,7 @@ answers for a process group, :data:`ALONE` for one process.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -138,6 +139,14 @@ def group_of(process_group: dist.ProcessGroup | None) -> Group | None:
     from .group import Group  # only where torch.distributed exists
 
     return Group(process_group)
+
+
+def copy_within(group: dist.ProcessGroup | None, module: Any, memo: dict) -> Any:
+    """A deep copy of ``module`` in the same process group, which itself cannot be copied."""
+    memo[id(group)] = group
+    twin = memo[id(module)] = module.__new__(type(module))
+    twin.__dict__ = copy.deepcopy(module.__dict__, memo)
+    return twin
 
 
 def rows_of(

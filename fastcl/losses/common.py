@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..distributed import ALONE, MODES, Ranks
+from ..distributed import ALONE, MODES, Ranks, copy_within
 from ..ops import LogSumExp, Pairs, l2_normalize, l2_normalize_pair
 from ..ops.checks import check_features, check_same_shape, precision_of
 from ..ops.pairs import describe
@@ -231,6 +231,9 @@ class TemperatureLoss(nn.Module):
             "distributed": self.distributed,
             "process_group": self.process_group,
         }
+
+    def __deepcopy__(self, memo):
+        return copy_within(self.process_group, self, memo)
 
     def extra_repr(self) -> str:
         value = math.exp(-self.logit_scale.detach()) if self.learnable else self._temperature

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..distributed import copy_within
 from ..ops.checks import check_features
 from ..ops.pairs import describe
 from ..ops.registry import FLOATS
@@ -17,8 +20,12 @@ class Store(nn.Module):
     each step and overwrite the shards of other ranks; averages of a model average its buffers.
     """
 
+    group: Any = None  # of processes; None for the default one
     stored: tuple[str, ...] = ()  # attributes that hold the tensors
     fixed: tuple[str, ...] = ()  # those of them that keep their dtype
+
+    def __deepcopy__(self, memo):
+        return copy_within(self.group, self, memo)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)

@@ -109,10 +109,24 @@ def compiled(rank, world, mode):
     return gradients(model)
 
 
+def fixed_keys(rank, world, mode):
+    """Keys of another encoder, without a gradient: the backward meets no other rank's."""
+    z1, z2 = two_views()
+    keys = encoder().requires_grad_(False)(z2)
+    model = nn.parallel.DistributedDataParallel(encoder()) if world > 1 else encoder()
+    if world > 1:
+        z1, keys = shard(z1, rank, world), shard(keys, rank, world)
+    loss = fastcl.InfoNCELoss(0.2, distributed=mode if world > 1 else None)(model(z1), keys)
+    sweep, sweeps._Shared = sweeps._Shared, None
+    loss.backward()
+    sweeps._Shared = sweep
+    return gradients(model)
+
+
 def training(rank, world):
     """For each job and mode, how far this rank's gradients are from one process's."""
     errors = {}
-    for job in (accumulated, two_losses, sharded, compiled):
+    for job in (accumulated, two_losses, fixed_keys, sharded, compiled):
         for mode in ("gather", "ring"):
             ours, alone = job(rank, world, mode), job(0, 1, mode)
             errors[f"{job.__name__} {mode}"] = max(

@@ -6,9 +6,10 @@ import pytest
 def test_gradients_and_memory(launch):
     training, subgroup, peaks = launch(("training", 3), ("subgroup", 3, "ring"), ("peaks", 8))
 
-    # no_sync under DDP, two losses in one backward, FSDP2, torch.compile; 6, 6 and 1 rows
+    # no_sync under DDP, two losses in one backward, keys without a gradient, FSDP2,
+    # torch.compile; 6, 6 and 1 rows
     for errors in training:
-        assert len(errors) == 8
+        assert len(errors) == 10
         assert max(errors.values()) < 1e-10, errors
 
     # a group of some ranks

@@ -101,6 +101,8 @@ def check_global_mean(rank):
 
 
 def check_refusals(rank, ranks, queue):
+    grouped = NegativeQueue(D, SIZE, distributed="shard", group=dist.new_group())
+    assert copy.deepcopy(InfoNCELoss(queue=grouped)).queue.group is grouped.group
     state = queue.state_dict()
     assert state["keys"].shape == (len(range(rank, SIZE, ranks)), D)
     twin = NegativeQueue(D, SIZE, dtype=F64, distributed="shard")
