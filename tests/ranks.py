@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which DDP imports when it is first used
 import torch.distributed as dist
 
 PATIENCE = {"hang": timedelta(seconds=6)}  # a test that must wait for it; else enough for anyone

@@ -306,7 +306,7 @@ def softmax_metrics(
         torch.ones_like(cosines).sum(),
         (positive > negatives.row_max).to(cosines.dtype).sum(),
         cosines.sum(),
-        sums.sum(),
+        torch.where(count > 0, sums, 0.0).sum(),
         count.sum(),
         torch.where(count > 0, effective, 0.0).sum(),
     )

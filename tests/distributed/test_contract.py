@@ -64,6 +64,10 @@ def cases():
             found[f"sup_con {mode} {form} views"] = Case(
                 sup_con, (VIEWS,), {"weight": WEIGHT}, batches=FIRST_SMALL
             )
+        # one class: nothing is left to tell a sample from
+        found[f"nt_xent {mode} no negatives"] = Case(
+            fastcl.NTXentLoss(return_metrics=True, **learnable), options={"ids": 0 * IDS}
+        )
         one_way = fastcl.MarginSoftmaxLoss(bidirectional=False, **learnable)
         found[f"margin_softmax {mode} one way"] = Case(one_way)
         shared = (FEATURES, VIEWS[:, 0], VIEWS[:, 1])
