@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,17 +93,19 @@ class GradCache:
         """The loss of the whole batch, detached; gradients are added to ``.grad``.
 
         Args:
-            inputs: one per view or modality: a tensor [N, ...], or a tuple, list or dict of such
-                (a tokenizer's output). An encoder gets a micro-batch of it, a dict by keyword.
+            inputs: one per view or modality: a tensor [N, ...], or a tuple, list or mapping of such
+                (a tokenizer's output). An encoder gets a micro-batch of it, a mapping by keyword.
             keywords: for the loss (labels, ids, weight).
 
         Returns:
             What the loss returned, without its graph.
 
         Raises:
-            ValueError: no inputs, another number than encoders, or tensors of different lengths.
+            ValueError: no inputs, another number than encoders, or tensors of different lengths; a
+                loss that is not one number.
             TypeError: an encoder that does not return a tensor.
         """
+        inputs = tuple(dict(x) if isinstance(x, Mapping) else x for x in inputs)
         encoders = self._encoders_for(inputs)
         if self.micro_batch_size == "auto":
             self.micro_batch_size = min(
@@ -125,6 +127,8 @@ class GradCache:
             embedding.requires_grad_(_learns(encoder))
         result = self.loss(*embeddings, **keywords)
         value = result[0] if isinstance(result, tuple) else result
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(f"loss {describe(value)}; expected one number to differentiate")
         with _no_autocast():
             (value if self.scaler is None else self.scaler.scale(value)).backward()
 

@@ -5,6 +5,7 @@ package of that name.
 """
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,6 +44,24 @@ def settings():
     yield
     torch.set_num_threads(threads)
     fastcl.set_workspace(64)
+
+
+@pytest.fixture
+def launch(request, tmp_path):
+    """``launch((job, world, *arguments), ...)``: for each job of the jobs.py beside the test what
+    its ranks returned, ``None`` for one that did not; see ranks.py."""
+    if not torch.distributed.is_available():
+        pytest.skip("torch without distributed")
+
+    def run(*jobs):
+        command = [sys.executable, "-W", "ignore", ROOT / "tests/ranks.py"]
+        command += [request.path.with_name("jobs.py"), tmp_path]
+        command += [":".join(map(str, job)) for job in jobs]
+        subprocess.run([*map(str, command)], check=True, timeout=150)
+        places = [[tmp_path / f"{i}/{r}.pt" for r in range(job[1])] for i, job in enumerate(jobs)]
+        return [[torch.load(f) if f.exists() else None for f in files] for files in places]
+
+    return run
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ answers for a process group, :data:`ALONE` for one process.
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,10 @@ from torch import Tensor
 
 from ..ops import LogSumExp, Pairs, similarity_logsumexp, similarity_sum
 from ..ops.pair_sums import pair_count, pair_sums
+
+if TYPE_CHECKING:
+    from .group import Group
+    from .rows import Rows
 
 MODES = ("gather", "ring")
 
@@ -112,6 +117,46 @@ def meet(
             f"distributed is {distributed!r}, but there is no process group; call "
             "torch.distributed.init_process_group first"
         )
+    group = group_of(process_group)
+    if group is None:
+        return ALONE
     from .shared import share  # only where torch.distributed exists
 
-    return share(distributed, process_group, keys, {"reduction": reduction, **facts})
+    return share(distributed, group, keys, {"reduction": reduction, **facts})
+
+
+def group_of(process_group: dist.ProcessGroup | None) -> Group | None:
+    """The ranks of a process group (``None``: of the default one), or ``None`` where this process
+    is alone: without torch.distributed, before ``init_process_group``, in a group of one.
+
+    Raises:
+        ValueError: this rank is not of the group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    if dist.get_world_size(process_group) == 1:
+        return None
+    from .group import Group  # only where torch.distributed exists
+
+    return Group(process_group)
+
+
+def copy_within(group: dist.ProcessGroup | None, module: Any, memo: dict) -> Any:
+    """A deep copy of ``module`` in the same process group, which itself cannot be copied."""
+    memo[id(group)] = group
+    twin = memo[id(module)] = module.__new__(type(module))
+    twin.__dict__ = copy.deepcopy(module.__dict__, memo)
+    return twin
+
+
+def rows_of(
+    process_group: dist.ProcessGroup | None, like: Tensor, operation: str, **facts: Any
+) -> Rows | None:
+    """The rows that all ranks bring, or ``None`` where this process is alone; see
+    :class:`~.rows.Rows`."""
+    group = group_of(process_group)
+    if group is None:
+        return None
+    from .rows import Rows  # only where torch.distributed exists
+
+    return Rows(group, like, operation, **facts)

@@ -197,11 +197,12 @@ def _start(ranks: int, worlds: list[int], folder: Path, timeout: float) -> None:
 
 def _context():
     """A way to start processes that does not fork this one, which may have threads: forks of a
-    server that has imported torch where there is such a thing, since importing takes seconds."""
+    server that has imported torch where there is such a thing, since importing takes seconds
+    (and what DDP imports when it is first used, another one)."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
     return context
 
 

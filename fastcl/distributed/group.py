@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -81,12 +83,28 @@ class Group:
             dist.all_reduce(x, group=self.handle)
         return x
 
-    def gather_texts(self, text: str, operation: str) -> list[str]:
-        """``text`` of every rank."""
-        texts: list = [None] * self.size
-        with self.naming(operation):
-            dist.all_gather_object(texts, text, group=self.handle)
-        return texts
+    def agree(self, rows: int, device: torch.device, operation: str, facts: dict) -> list[int]:
+        """The number of rows on each rank, once all have come for the same thing.
+
+        Args:
+            rows: of this rank.
+            device: the group's, for what is exchanged.
+            operation: what the ranks have come for.
+            facts: whatever else must be the same on all of them; of a tensor, that it is one.
+
+        Raises:
+            ValueError: the ranks disagree.
+        """
+        text = _describe({"come for": operation, **facts})
+        digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+        mine = torch.tensor([rows, digest], device=device)
+        heads = self.all_gather(mine, f"agreeing on {operation}").wait()[0].tolist()
+        if len({digest for _, digest in heads}) > 1:
+            texts: list = [None] * self.size
+            with self.naming(f"agreeing on {operation}"):
+                dist.all_gather_object(texts, text, group=self.handle)
+            raise ValueError(_disagreement(texts))
+        return [rows for rows, _ in heads]
 
     def shift(self, sent: list[Tensor], arriving: list[Tensor], by: int, operation: str) -> Pending:
         """Send to the rank ``by`` further on while the rank ``by`` before sends here."""
@@ -130,11 +148,13 @@ class Group:
                     r for r in silent if not _in_time(lambda r=r: store.check([f"fastcl/here/{r}"]))
                 ]
                 waited = time.monotonic() - started
-                verdict = ""
+                # the silent whose connection is open may only not have noticed yet
+                lost = silent if waited > _ROLL_CALL else []
+                if _GRACE < waited <= _ROLL_CALL:
+                    lost = self._closed(silent)
+                verdict = f"{_ranks(lost)} ended or did not answer" if lost else ""
                 if waited > _ROLL_CALL and not silent:
                     verdict = "every rank answers now"
-                elif waited > _ROLL_CALL or (waited > _GRACE and self._closed(silent)):
-                    verdict = f"{_ranks(silent)} ended or did not answer"
                 known = _in_time(lambda v=verdict: store.compare_set("fastcl/verdict", "", v))
                 if known:
                     break
@@ -168,6 +188,29 @@ class Group:
             except RuntimeError:
                 closed.append(rank)
         return closed
+
+
+def padded(x: Tensor, rows: int) -> Tensor:
+    """``x`` with zeros below, as exchanges of one shape need."""
+    missing = rows - x.shape[0]
+    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+
+
+def _describe(facts: dict[str, Any]) -> str:
+    def value(x):
+        return "a tensor" if isinstance(x, Tensor) else str(x).removeprefix("torch.")
+
+    return "\n".join(f"{name} {value(x)}" for name, x in facts.items())
+
+
+def _disagreement(texts: list[str]) -> str:
+    """Which facts differ, and on which ranks."""
+    by_rank = [text.split("\n") for text in texts]
+    parts = []
+    for rank, facts in enumerate(by_rank):
+        differing = [f for f in facts if any(f not in other for other in by_rank)]
+        parts.append(f"rank {rank}: {', '.join(differing) or 'none of these'}")
+    return f"the ranks disagree: {'; '.join(parts)}; expected the same on each"
 
 
 def _in_time(ask: Callable):

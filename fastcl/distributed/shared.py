@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..ops import LogSumExp
 from ..ops.pair_sums import pair_count, pair_sums
-from . import ALONE, Ranks
+from . import Ranks
 from .group import Group
 from .sweeps import spread_logsumexp, spread_pair_sums, spread_sum
 from .transport import TRANSPORTS
@@ -101,37 +100,12 @@ class _Total(torch.autograd.Function):
 
 
 @torch.compiler.disable
-def share(mode: str, process_group, keys: Tensor, facts: dict[str, Any]) -> Ranks:
-    """The ranks of ``process_group``, once they agree; see :func:`~fastcl.distributed.meet`.
+def share(mode: str, group: Group, keys: Tensor, facts: dict[str, Any]) -> Ranks:
+    """The ranks of ``group``, once they agree; see :func:`~fastcl.distributed.meet`.
 
     Raises:
-        ValueError: this rank is not of the group; the ranks disagree.
+        ValueError: the ranks disagree.
     """
-    group = Group(process_group)
-    if group.size == 1:
-        return ALONE
-    text = _describe({"distributed": mode, "width": keys.shape[1], "dtype": keys.dtype, **facts})
-    digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-    mine = torch.tensor([keys.shape[0], digest], device=keys.device)
-    operation = f"agreeing on a {mode!r} loss"
-    heads = group.all_gather(mine, operation).wait()[0].tolist()
-    if len({digest for _, digest in heads}) > 1:
-        raise ValueError(_disagreement(group.gather_texts(text, operation)))
-    return SharedRanks(group, mode, [size for size, _ in heads])
-
-
-def _describe(facts: dict[str, Any]) -> str:
-    def value(x):
-        return "a tensor" if isinstance(x, Tensor) else str(x).removeprefix("torch.")
-
-    return ", ".join(f"{name} {value(x)}" for name, x in facts.items())
-
-
-def _disagreement(texts: list[str]) -> str:
-    """Which facts differ, and on which ranks."""
-    by_rank = [text.split(", ") for text in texts]
-    parts = []
-    for rank, facts in enumerate(by_rank):
-        differing = [f for f in facts if any(f not in other for other in by_rank)]
-        parts.append(f"rank {rank} has {', '.join(differing) or 'none of these'}")
-    return f"the ranks disagree on this loss: {'; '.join(parts)}; expected the same on each"
+    own = {"width": keys.shape[1], "dtype": keys.dtype, "gradient of keys": keys.requires_grad}
+    sizes = group.agree(len(keys), keys.device, f"a {mode!r} loss", own | facts)
+    return SharedRanks(group, mode, sizes)

@@ -97,12 +97,11 @@ class _LogSumExp(_Reduction):
             block.queries, block.keys, *parameters, pairs=block.pairs, columns=both,
             maxima=self.maxima, precision=self.precision,
         )  # fmt: skip
+        columns = self.pack(result.columns, result.column_max) if both else None
+        return self.pack(result.rows, result.row_max), columns
 
-        def pack(sums, largest):
-            return torch.stack([sums, largest] if self.maxima else [sums], 1)
-
-        columns = pack(result.columns, result.column_max) if both else None
-        return pack(result.rows, result.row_max), columns
+    def pack(self, sums: Tensor, largest: Tensor) -> Tensor:
+        return torch.stack([sums, largest] if self.maxima else [sums], 1)
 
     def gradients(self, block, parameters, needs, rows, grad_rows, columns, grad_columns):
         none = rows.new_empty(0)
@@ -113,6 +112,36 @@ class _LogSumExp(_Reduction):
             "nothing", [*needs, False], self.precision,
         )[:3]  # fmt: skip
         return queries, keys, [scale]
+
+
+@dataclass
+class _MeanKeys(_LogSumExp):
+    """Log-sum-exp over keys without a gradient: packs end in the keys' softmax-weighted mean [D],
+    which is the gradient, so that the backward sweeps nothing."""
+
+    dim: int = 0
+
+    @property
+    def width(self) -> int:
+        return super().width + self.dim
+
+    def merge(self, a, b):
+        c = super().width
+        merged = super().merge(a[:, :c], b[:, :c])
+        sums = torch.where(torch.isneginf(merged[:, :1]), 0.0, merged[:, :1])
+        means = [
+            torch.where(torch.isneginf(x[:, :1]), 0.0, torch.exp(x[:, :1] - sums) * x[:, c:])
+            for x in (a, b)
+        ]
+        return torch.cat([merged, means[0] + means[1]], 1)
+
+    def reduce(self, block, parameters):
+        result = torch.ops.fastcl.similarity_logsumexp(
+            block.queries, block.keys, *parameters, None, *_rule(block), False, self.maxima,
+            "mean_keys", self.precision,
+        )  # fmt: skip
+        sums, _, largest, _, means, _ = result
+        return torch.cat([self.pack(sums, largest), means], 1), None
 
 
 @dataclass
@@ -208,6 +237,10 @@ class _Sweep(torch.autograd.Function):
     def backward(ctx, grad_results, grad_columns):
         queries, keys, results, columns, *parameters = ctx.saved_tensors
         reduction, transport, kept = ctx.static
+        if isinstance(reduction, _MeanKeys):
+            weighted = results[:, reduction.width - reduction.dim :] * grad_results[:, :1]
+            scale = parameters[0]
+            return None, None, weighted * scale, None, (queries * weighted).sum()
         shared = _Shared(reduction, transport, queries, keys)
         needs = list(ctx.needs_input_grad[2:])
         rows, grad_rows = (x[:, 0].contiguous() for x in (results, grad_results))
@@ -293,16 +326,24 @@ class _Shared:
         return _Block(queries, keys, rule, rows, columns)
 
 
+def _learns(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
 def spread_logsumexp(
     transport: Transport, queries, keys, scale, pairs: Pairs, columns: bool, maxima: bool, precision
 ) -> LogSumExp:
     """:func:`~fastcl.ops.similarity_logsumexp` over the keys of all ranks; ``keys`` of ``None``
     for the queries themselves, which must be a symmetric problem."""
-    reduction = _LogSumExp(
-        pairs, precision, symmetric=keys is None, columns=columns and keys is not None,
-        maxima=maxima,
-    )  # fmt: skip
     scale = as_scalar(scale, "scale", queries, precision)
+    reduction: _LogSumExp
+    if keys is None or columns or keys.requires_grad or not _learns(queries, scale):
+        reduction = _LogSumExp(
+            pairs, precision, symmetric=keys is None, columns=columns and keys is not None,
+            maxima=maxima,
+        )  # fmt: skip
+    else:
+        reduction = _MeanKeys(pairs, precision, maxima=maxima, dim=keys.shape[1])
     rows, both = _Sweep.apply(reduction, transport, queries, keys, scale)
     if keys is None and columns:
         both = rows

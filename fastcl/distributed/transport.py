@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .group import Group, Pending
+from .group import Group, Pending, padded
 
 # (ranks whose keys these are, one below the other; the shard's tensors; shared block?) -> given
 Visit = Callable[[list[int], list[Tensor], bool], Tensor | None]
@@ -123,7 +123,7 @@ class Gather(Transport):
         parties = [[owner for owner in others if owner not in shared], shared]
         ready = [] if kept is None else list(kept)
         pending = [
-            self.group.all_gather(self._padded(x), "all-gather of keys")
+            self.group.all_gather(padded(x, max(self.sizes)), "all-gather of keys")
             for x in shard[len(ready) :]
         ]
         home = visit([own], shard, False)
@@ -150,10 +150,6 @@ class Gather(Transport):
             )
             for owners in parties
         ]
-
-    def _padded(self, x: Tensor) -> Tensor:
-        missing = max(self.sizes) - x.shape[0]
-        return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
     def _reduced(self, given: dict[int, Tensor]) -> Tensor:
         like = next(iter(given.values()))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..distributed import ALONE, MODES, Ranks
+from ..distributed import ALONE, MODES, Ranks, copy_within
 from ..ops import LogSumExp, Pairs, fuses_pairs, l2_normalize, l2_normalize_pair, pair_softmax
 from ..ops.checks import check_features, check_same_shape, precision_of
 from ..ops.pairs import describe
@@ -251,6 +251,9 @@ class TemperatureLoss(nn.Module):
             "process_group": self.process_group,
         }
 
+    def __deepcopy__(self, memo):
+        return copy_within(self.process_group, self, memo)
+
     def extra_repr(self) -> str:
         value = math.exp(-self.logit_scale.detach()) if self.learnable else self._temperature
         parts = [f"temperature={value:.4g}{' (learnable)' if self.learnable else ''}"]
@@ -343,7 +346,7 @@ def softmax_metrics(
         torch.ones_like(cosines).sum(),
         (positive > negatives.row_max).to(cosines.dtype).sum(),
         cosines.sum(),
-        sums.sum(),
+        torch.where(count > 0, sums, 0.0).sum(),
         count.sum(),
         torch.where(count > 0, effective, 0.0).sum(),
     )

@@ -210,9 +210,9 @@ def info_nce(
     Args:
         query, positive_key: [N, D], row by row.
         negative_keys: ``None`` for the other queries' positive keys (none with a queue),
-            [M, D] shared by all queries, or [N, M, D] of each query's own. Shared keys that need
-            no gradient make the backward free. With ``distributed``, every rank's queries share
-            the negatives of all ranks.
+            [M, D] shared by all queries, or [N, M, D] of each query's own. Keys that need no
+            gradient, unless they are each query's own, make the backward free. With
+            ``distributed``, every rank's queries share the negatives of all ranks.
         temperature: positive number or one-element tensor (differentiable).
         queue: its keys are negatives of every query, beside ``negative_keys`` if there are any
             (MoCo: He et al. 2020, eq. 1); read, not changed. While it is empty and alone, the loss
@@ -269,7 +269,9 @@ def info_nce(
             extra = rows.new_zeros(()), rows.new_zeros(())
     else:
         if negative_keys is None:
-            keys, precision = positives, precision_of(query, positive_key, None)
+            # of a pair, where one needs a gradient both get one; keys without make backward free
+            keys = positives if positive_key.requires_grad else positives.detach()
+            precision = precision_of(query, positive_key, None)
         else:
             check_features(negative_keys, "negative_keys", "[M, D]")
             check_same_width(query, negative_keys, "query", "negative_keys")

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..distributed import group_of, rows_of
 from ..ops import l2_normalize
 from ..ops.pairs import describe
-from .ranks import gather_rows, rank_and_size, row_counts
 from .store import Store, check_dtype, check_finite, check_integers, check_rows, check_size
 
 
@@ -20,7 +20,8 @@ class MemoryBank(Store):
 
     Where an index occurs several times in a batch its new features are averaged first, and the
     row moves once. With a process group every rank applies the updates of all ranks, in the order
-    of ranks, and the banks stay equal. In evaluation mode the bank is frozen. Features are
+    of ranks, and the banks stay equal; they must begin so (seed alike, or pass a ``generator``),
+    which the first update checks. In evaluation mode the bank is frozen. Features are
     constants: they get no gradient. State (``features``, ``log_normalizer``) as for
     :class:`NegativeQueue`.
 
@@ -39,6 +40,7 @@ class MemoryBank(Store):
     """
 
     stored = ("features", "log_normalizer")
+    fixed = ("log_normalizer",)  # rounded to 16 bits the constant would be another
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class MemoryBank(Store):
             raise ValueError(f"momentum {describe(momentum)}; expected a number in [0, 1]")
         self.momentum = momentum
         self.group = group
+        self._compared = False  # with the banks of other ranks
         cube = torch.rand(shape, generator=generator, device=device).mul_(2.0).sub_(1.0)
         self.features = l2_normalize(cube)[0].to(check_dtype(dtype))
         # ln Z of the sampled estimate, NaN until the first batch fixes it
@@ -77,7 +80,8 @@ class MemoryBank(Store):
 
         Raises:
             TypeError, ValueError: the wrong dtype, shape, device or range; NaN or infinity (the
-                last two looked at where that is free, on a CPU).
+                last two looked at where that is free, on a CPU); banks of ranks that began unlike.
+            RuntimeError: a rank that ended or does not answer.
         """
         if not self.training:
             return
@@ -85,10 +89,12 @@ class MemoryBank(Store):
         indices = self.check_indices(indices, features.shape[0])
         rows = l2_normalize(features)[0]
         check_finite(rows, "features")
-        if rank_and_size(self.group)[1] > 1:
-            counts = row_counts(rows.shape[0], rows, self.group)
-            rows = gather_rows(rows, counts, self.group)
-            indices = gather_rows(indices, counts, self.group)
+        everyone = rows_of(
+            self.group, rows, "an update of a memory bank", shape=list(self.features.shape),
+            momentum=self.momentum, **self._beginning(),
+        )  # fmt: skip
+        if everyone is not None:
+            rows, indices = everyone.gather(rows), everyone.gather(indices)
         ordered = indices.sort().values
         first = torch.searchsorted(ordered, indices)
         repeats = torch.searchsorted(ordered, indices, right=True) - first
@@ -97,6 +103,14 @@ class MemoryBank(Store):
         new = l2_normalize(torch.lerp(means, old, self.momentum))[0]
         # repeats write one and the same row, so their order does not matter
         self.features.index_copy_(0, indices, new.to(self.features.dtype))
+
+    def _beginning(self) -> dict[str, float]:
+        """What tells a bank that begins (or resumes) unlike those of other ranks; told once, since
+        from equal ones they stay equal but for the rounding of unlike machines."""
+        if self._compared or group_of(self.group) is None:
+            return {}
+        self._compared = True
+        return {"first feature": float(self.features[0, 0])}
 
     def check_indices(self, indices: Tensor, length: int) -> Tensor:
         """``indices`` as int64.
@@ -124,9 +138,10 @@ class MemoryBank(Store):
         """
         total = torch.logsumexp(scores.flatten(), 0).double()
         number = torch.full_like(total, scores.numel())
-        ranks = rank_and_size(self.group)[1]
-        if ranks > 1:  # one constant for all ranks
-            both = gather_rows(torch.stack([total, number])[None], [1] * ranks, self.group)
+        group = group_of(self.group)
+        if group is not None:  # one constant for all ranks
+            mine = torch.stack([total, number])
+            both = group.all_gather(mine, "a memory bank's constant").wait()[0]
             total, number = torch.logsumexp(both[:, 0], 0), both[:, 1].sum()
         estimate = total - number.log() + math.log(self.features.shape[0])
         fixed = torch.where(self.log_normalizer.isnan(), estimate, self.log_normalizer)

@@ -7,15 +7,14 @@ nothing, statistics are split over groups as if there were several.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .ranks import gather_rows, own_rows, rank_and_size, row_counts
+from ..distributed import rows_of
 from .store import check_size
 
 
@@ -23,12 +22,11 @@ class Shuffle(NamedTuple):
     """A permutation of the samples of all ranks, as :func:`shuffle_batch` drew it."""
 
     order: Tensor  # [N] position in the shuffled batch -> sample
-    counts: list[int]  # samples per rank
-    group: object
+    rows: Any  # whose they are: a fastcl.distributed.rows.Rows, or None on one rank
 
     def restore(self, x: Tensor) -> Tensor:
         """Rows [n, ...] made from the shuffled samples, back in the samples' own order."""
-        return _permuted(x, torch.argsort(self.order), self.counts, self.group)
+        return _permuted(x, torch.argsort(self.order), self.rows)
 
 
 @torch.no_grad()
@@ -45,20 +43,17 @@ def shuffle_batch(x: Tensor, *, group=None) -> tuple[Tensor, Shuffle]:
         x: [n, ...].
         group: process group; ``None`` for the default one.
     """
-    rank, ranks = rank_and_size(group)
-    counts = row_counts(x.shape[0], x, group) if ranks > 1 else [x.shape[0]]
-    n = sum(counts)
-    order = torch.randperm(n) if rank == 0 else torch.empty(n, dtype=torch.int64)
-    order = order.to(x.device)
-    if ranks > 1:
-        dist.broadcast(order, group=group, group_src=0)
-    return _permuted(x, order, counts, group), Shuffle(order, counts, group)
+    rows = rows_of(group, x, "a shuffle", shape=list(x.shape[1:]), dtype=x.dtype)
+    n = len(x) if rows is None else sum(rows.sizes)
+    first = rows is None or rows.group.rank == 0
+    order = (torch.randperm(n) if first else torch.zeros(n, dtype=torch.int64)).to(x.device)
+    if rows is not None:
+        order = rows.group.all_reduce(order, rows.operation)
+    return _permuted(x, order, rows), Shuffle(order, rows)
 
 
-def _permuted(x: Tensor, order: Tensor, counts: list[int], group) -> Tensor:
-    if len(counts) == 1:
-        return x[order]
-    return gather_rows(x, counts, group)[order[own_rows(counts, group)]]
+def _permuted(x: Tensor, order: Tensor, rows) -> Tensor:
+    return x[order] if rows is None else rows.gather(x)[order[rows.own]]
 
 
 class SplitBatchNorm(_BatchNorm):

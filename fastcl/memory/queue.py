@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..distributed import group_of, rows_of
 from ..ops import LogSumExp, Pairs, l2_normalize, similarity_logsumexp
 from ..ops.checks import precision_of
 from ..ops.pairs import describe
 from ..ops.registry import accumulator
-from .ranks import ExchangeParts, GatherRows, gather_rows, rank_and_size, row_counts
 from .store import Store, check_dtype, check_finite, check_integers, check_rows, check_size
 
 UNKNOWN_ID = -(2**63)  # of keys that came without one: equal to no sample's
@@ -48,7 +48,7 @@ class NegativeQueue(Store):
         TypeError, ValueError: an argument of the wrong type or range.
     """
 
-    stored = ("_keys", "_ids", "_pointer", "_held")
+    stored = ("_keys", "_ids", "_pointer", "_fill", "_held")
 
     def __init__(
         self,
@@ -69,15 +69,17 @@ class NegativeQueue(Store):
         self.normalize = normalize
         self.distributed = distributed
         self.group = group
-        rank, ranks = rank_and_size(group) if distributed == "shard" else (0, 1)
-        self._shard = (rank, ranks)
+        sharing = group_of(group) if distributed == "shard" else None
+        self._shard = (0, 1) if sharing is None else (sharing.rank, sharing.size)
+        rank, ranks = self._shard
         self._slots = len(range(rank, size, ranks))
         # a shard ends in one more row, which takes what belongs to others
         rows = self._slots + (ranks > 1)
         self._keys = torch.zeros(rows, dim, dtype=check_dtype(dtype), device=device)
         self._ids = torch.full((rows,), UNKNOWN_ID, device=device)
         self._pointer = torch.zeros((), dtype=torch.int64, device=device)
-        # How many keys are held is the length of an empty tensor: known without waiting for a
+        self._fill = torch.zeros_like(self._pointer)
+        # How many keys are held is also the length of an empty tensor: known without waiting for a
         # device, and torch.compile, which specialises on a module's integers, lets it vary.
         self._held = self._pointer.new_empty(0, 0)
 
@@ -147,16 +149,16 @@ class NegativeQueue(Store):
         check_finite(rows, "keys")
         if ids is None:
             ids = self._ids.new_full((rows.shape[0],), UNKNOWN_ID)
-        ranks = rank_and_size(self.group)[1]
+        group = group_of(self.group)
+        ranks = 1 if group is None else group.size
         if self.distributed == "shard" and ranks != self._shard[1]:
             raise RuntimeError(
                 f"queue was sharded over {self._shard[1]} ranks and the process group has {ranks}; "
                 "expected a queue made after the process group"
             )
-        if ranks > 1:
-            counts = row_counts(rows.shape[0], rows, self.group)
-            rows = gather_rows(rows, counts, self.group)
-            ids = gather_rows(ids, counts, self.group)
+        everyone = self._rows(rows, "keys that enter a queue")
+        if everyone is not None:
+            rows, ids = everyone.gather(rows), everyone.gather(ids)
         n = rows.shape[0]
         dropped = max(0, n - self.size)
         slots = torch.arange(dropped, n, device=rows.device).add_(self._pointer)
@@ -168,7 +170,13 @@ class NegativeQueue(Store):
         self._keys.index_copy_(0, slots, rows[dropped:])
         self._ids.index_copy_(0, slots, ids[dropped:])
         self._pointer.add_(n).remainder_(self.size)
+        self._fill.add_(n).clamp_(max=self.size)
         self._held = self._held.new_empty(min(self.fill + n, self.size), 0)
+
+    def _rows(self, like: Tensor, operation: str, **facts):
+        """The rows of all ranks, which must have come for one thing to queues of one kind."""
+        facts |= {"width": self._keys.shape[1], "dtype": self._keys.dtype, "fill": self.fill}
+        return rows_of(self.group, like, operation, size=self.size, **facts)
 
     # ------------------------------------------------------------------------------- reading
 
@@ -202,16 +210,19 @@ class NegativeQueue(Store):
         check_rows(queries, "queries", self._keys, "the queue")
         if self._shard[1] == 1:
             return self._partial(queries, scale, relation, ids, maxima, precision)
-        counts = row_counts(queries.shape[0], queries, self.group)
-        everyone = GatherRows.apply(queries, counts, self.group)
+        rows = self._rows(
+            queries, "queries that meet a queue's shards", queries=queries.dtype, relation=relation,
+            maxima=maxima, precision=precision, gradient=queries.requires_grad,
+        )  # fmt: skip
+        everyone = rows.spread(queries)
         if ids is not None:
-            ids = gather_rows(ids, counts, self.group)
+            ids = rows.gather(ids)
         part = self._partial(everyone, scale, relation, ids, maxima, precision)
-        parts = ExchangeParts.apply(part.rows, counts, self.group)
+        parts = rows.collect(part.rows)
         none = part.rows.new_empty(0)
         largest = none
         if maxima:
-            largest = ExchangeParts.apply(part.row_max, counts, self.group).amax(0)
+            largest = rows.collect(part.row_max).amax(0)
         return LogSumExp(_logsumexp(parts), none, largest, none)
 
     def _partial(self, queries, scale, relation, ids, maxima, precision) -> LogSumExp:
@@ -237,8 +248,8 @@ class NegativeQueue(Store):
         """
         wanted = ids
         if self._shard[1] > 1:
-            counts = row_counts(ids.shape[0], ids, self.group)
-            wanted = gather_rows(ids, counts, self.group)
+            rows = self._rows(ids, "class sums of a queue's shards")
+            wanted = rows.gather(ids)
         keys, n = self.keys, wanted.shape[0]
         ordered = wanted.sort().values
         place = torch.searchsorted(ordered, self.ids)
@@ -252,8 +263,8 @@ class NegativeQueue(Store):
             sums.index_add_(0, slot, part.to(acc))
         number = sums.new_zeros(n + 1).index_add_(0, slots, sums.new_ones(()).expand(len(slots)))
         if self._shard[1] > 1:
-            torch.distributed.all_reduce(sums, group=self.group)
-            torch.distributed.all_reduce(number, group=self.group)
+            sums = rows.group.all_reduce(sums, rows.operation)
+            number = rows.group.all_reduce(number, rows.operation)
         back = torch.searchsorted(ordered, ids)
         return sums[back], number[back]
 
@@ -261,8 +272,9 @@ class NegativeQueue(Store):
         """Sum of <q_i, k_j> over the keys of another id than ``ids`` [N], and their number [N]."""
         with torch.no_grad():
             sums = self.keys.sum(0, dtype=accumulator(self._keys.dtype))
-            if self._shard[1] > 1:
-                torch.distributed.all_reduce(sums, group=self.group)
+            group = group_of(self.group) if self._shard[1] > 1 else None
+            if group is not None:
+                sums = group.all_reduce(sums, "sum of a queue's shards")
             count = queries.new_full((queries.shape[0],), self.fill)
             if ids is not None:
                 same, number = self.class_sums(ids)
@@ -276,7 +288,7 @@ class NegativeQueue(Store):
             "keys": self._keys[: self._slots],
             "ids": self._ids[: self._slots],
             "pointer": self._pointer,
-            "fill": torch.tensor(self.fill),
+            "fill": self._fill,
             "shard": torch.tensor(self._shard),
         }
 

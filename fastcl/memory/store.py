@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..distributed import copy_within
 from ..ops.checks import check_features
 from ..ops.pairs import describe
 from ..ops.registry import FLOATS
@@ -17,12 +20,21 @@ class Store(nn.Module):
     each step and overwrite the shards of other ranks; averages of a model average its buffers.
     """
 
+    group: Any = None  # of processes; None for the default one
     stored: tuple[str, ...] = ()  # attributes that hold the tensors
+    fixed: tuple[str, ...] = ()  # those of them that keep their dtype
+
+    def __deepcopy__(self, memo):
+        return copy_within(self.group, self, memo)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
         for name in self.stored:
-            setattr(self, name, fn(getattr(self, name)))
+            own = getattr(self, name)
+            moved = fn(own)
+            if name in self.fixed and moved.dtype != own.dtype:
+                moved = own.to(moved.device)
+            setattr(self, name, moved)
         return self
 
     def tensors(self) -> dict[str, Tensor]:
@@ -116,7 +128,7 @@ def check_integers(x, name: str, length: int, like: Tensor) -> Tensor:
         raise TypeError(f"{name} {describe(x)}; expected a tensor of {length} integers")
     if x.shape != (length,) or x.device != like.device:
         raise ValueError(f"{name} {describe(x)}; expected {length} integers on {like.device}")
-    return x.to(torch.int64)
+    return x.to(torch.int64).contiguous()
 
 
 def check_finite(x: Tensor, name: str) -> None:

@@ -1,17 +1,8 @@
-"""What the tests run on every rank: ``python jobs.py JOB WORLD FOLDER [ARGUMENT ...]``.
+"""What the tests run on every rank; see tests/ranks.py."""
 
-The ranks are forks of one process that has imported torch. A job returns something to save; the
-message of one that raises is saved instead.
-"""
-
-import multiprocessing
 import os
 import signal
-import sys
 import time
-import traceback
-from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,10 +10,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import fastcl
-from fastcl.distributed import sweeps
+from fastcl.distributed import rows, sweeps
 
 D = 6
-PATIENCE = {"hang": timedelta(seconds=6)}  # a test that must wait for it; else enough for anyone
 
 
 def shard(x, rank, world):
@@ -119,10 +109,24 @@ def compiled(rank, world, mode):
     return gradients(model)
 
 
+def fixed_keys(rank, world, mode):
+    """Keys of another encoder, without a gradient: the backward meets no other rank's."""
+    z1, z2 = two_views()
+    keys = encoder().requires_grad_(False)(z2)
+    model = nn.parallel.DistributedDataParallel(encoder()) if world > 1 else encoder()
+    if world > 1:
+        z1, keys = shard(z1, rank, world), shard(keys, rank, world)
+    loss = fastcl.InfoNCELoss(0.2, distributed=mode if world > 1 else None)(model(z1), keys)
+    sweep, sweeps._Shared = sweeps._Shared, None
+    loss.backward()
+    sweeps._Shared = sweep
+    return gradients(model)
+
+
 def training(rank, world):
     """For each job and mode, how far this rank's gradients are from one process's."""
     errors = {}
-    for job in (accumulated, two_losses, sharded, compiled):
+    for job in (accumulated, two_losses, fixed_keys, sharded, compiled):
         for mode in ("gather", "ring"):
             ours, alone = job(rank, world, mode), job(0, 1, mode)
             errors[f"{job.__name__} {mode}"] = max(
@@ -178,28 +182,39 @@ def peak(loss):
 def disagree(rank, world):
     """The last rank differs from the others in one respect after another."""
     messages = {}
-    for what in ("width", "dtype", "mode", "ids", "temperature"):
+    respects = ("width", "dtype", "mode", "ids", "temperature", "gradient", "queue", "call", "bank")
+    for what in respects:
         try:
-            differ(rank, world, what)
+            differ(rank == world - 1, what)
         except ValueError as error:
             messages[what] = str(error)
     return messages
 
 
-def differ(rank, world, what):
-    last = rank == world - 1
+def differ(last, what):
     width = D + 1 if last and what == "width" else D
     z = torch.randn(2, 4, width, dtype=torch.float64 if last and what == "dtype" else None)
+    z.requires_grad_(not (last and what == "gradient"))
     mode = "gather" if last and what == "mode" else "ring"
     options = {"ids": torch.arange(4)} if last and what == "ids" else {}
     temperature = 0.2 if last and what == "temperature" else 0.1
+    if what == "queue" or (what == "call" and not last):
+        fastcl.NegativeQueue(D, 8 if last else 9).enqueue(z[0].detach())
+    if what == "bank":
+        torch.manual_seed(last)
+        fastcl.MemoryBank(9, D).update(torch.arange(4), z[0].detach())
     fastcl.NTXentLoss(temperature, distributed=mode)(z[0], z[1], **options)
 
 
-def lose_one(rank, world, mode, victim, how):
-    """``victim`` dies, or hangs, in the middle of the fourth step's sweep."""
-    loss = fastcl.NTXentLoss(distributed=mode)
-    reduce, calls = sweeps._LogSumExp.reduce, []
+def lose_one(rank, world, where, victim, how):
+    """``victim`` dies, or hangs, in the middle of the fourth step: in the sweep of a loss with
+    distributed=``where``, or of the enqueue of a queue's step."""
+    if where == "queue":
+        loss = fastcl.InfoNCELoss(queue=fastcl.NegativeQueue(D, 40))
+    else:
+        loss = fastcl.NTXentLoss(distributed=where)
+    owner, name = (rows.Rows, "gather") if where == "queue" else (sweeps._LogSumExp, "reduce")
+    original, calls = getattr(owner, name), []
 
     def fail(*arguments):
         calls.append(1)
@@ -207,46 +222,9 @@ def lose_one(rank, world, mode, victim, how):
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(600)
-        return reduce(*arguments)
+        return original(*arguments)
 
-    sweeps._LogSumExp.reduce = fail
+    setattr(owner, name, fail)
     for _ in range(10):
         z = torch.randn(2, 8, D, requires_grad=True)
         loss(*z).backward()
-
-
-def work(job, rank, world, folder, *arguments):
-    torch.set_num_threads(1)
-    patience = PATIENCE.get(arguments[-1] if arguments else "", timedelta(seconds=100))
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=patience
-    )
-    try:
-        result = globals()[job](rank, world, *arguments)
-    except Exception as error:
-        result = f"{type(error).__name__}: {error}"
-        traceback.print_exc()
-    torch.save(result, Path(folder, f"{rank}.pt"))
-    os._exit(0)  # as abruptly as an error would end it
-
-
-def main(job, world, folder, *arguments):
-    context = multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=work, args=(job, rank, int(world), folder, *arguments), daemon=True)
-        for rank in range(int(world))
-    ]
-    for process in ranks:
-        process.start()
-    while not all(p.exitcode is not None or Path(folder, f"{r}.pt").exists() or lost(r, arguments)
-                  for r, p in enumerate(ranks)):  # fmt: skip
-        time.sleep(0.05)
-
-
-def lost(rank, arguments):
-    """Whether this is the rank that a test makes hang."""
-    return arguments[-1:] == ("hang",) and str(rank) == arguments[-2]
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

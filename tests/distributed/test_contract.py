@@ -31,6 +31,7 @@ LABELS = torch.randint(0, 5, (13,), generator=RANDOM)
 LABELS[:2] = torch.tensor([50, 51])  # anchors without a positive
 WEIGHT = torch.rand(13, generator=RANDOM, dtype=torch.float64)
 FEATURES = torch.randn(13, 6, generator=RANDOM, dtype=torch.float64)
+FIXED = torch.randn(13, 8, generator=RANDOM, dtype=torch.float64)
 VIEWS = torch.randn(13, 3, 6, generator=RANDOM, dtype=torch.float64)
 FIRST_SMALL = {2: [1, 12], 3: [1, 11, 1], 4: [1, 1, 10, 1]}
 
@@ -63,6 +64,10 @@ def cases():
             found[f"sup_con {mode} {form} views"] = Case(
                 sup_con, (VIEWS,), {"weight": WEIGHT}, batches=FIRST_SMALL
             )
+        # one class: nothing is left to tell a sample from
+        found[f"nt_xent {mode} no negatives"] = Case(
+            fastcl.NTXentLoss(return_metrics=True, **learnable), options={"ids": 0 * IDS}
+        )
         one_way = fastcl.MarginSoftmaxLoss(bidirectional=False, **learnable)
         found[f"margin_softmax {mode} one way"] = Case(one_way)
         shared = (FEATURES, VIEWS[:, 0], VIEWS[:, 1])
@@ -72,6 +77,12 @@ def cases():
         )
         found[f"info_nce {mode} own negatives"] = Case(
             fastcl.InfoNCELoss(**learnable), (FEATURES, VIEWS[:, 0], VIEWS)
+        )
+        fixed = {"negative_keys": FIXED, "ids": LABELS, "negative_ids": LABELS.flip(0)}
+        found[f"info_nce {mode} keys without gradient"] = Case(
+            fastcl.InfoNCELoss(return_metrics=True, **learnable),
+            options=fixed,
+            batches=FIRST_SMALL,
         )
         found |= memory_cases(mode, learnable)
     return found

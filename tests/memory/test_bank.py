@@ -114,6 +114,9 @@ def test_the_constant_is_fixed_once_and_kept():
     twin.load_state_dict(loss.state_dict())
     for a, b in zip(loss.state_dict().values(), twin.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+    exact = loss.bank.log_normalizer.clone()
+    assert loss.bfloat16().bank.features.dtype == torch.bfloat16
+    assert torch.equal(loss.bank.log_normalizer, exact)
     with pytest.raises(RuntimeError, match=r"bank.features has shape \(30, 8\).*\(30, 9\)"):
         MemoryBankLoss(30, 9).load_state_dict(loss.state_dict())
 

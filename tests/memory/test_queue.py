@@ -307,6 +307,11 @@ def test_resume_is_exact_and_the_module_travels():
         for name, tensor in queue.state_dict().items():
             assert torch.equal(tensor, twin.state_dict()[name])
     assert len({twin.keys.data_ptr() for twin in queues}) == 4
+    young = NegativeQueue(20, 32)
+    state = young.state_dict()  # as any module's, it shows what comes after
+    young.enqueue(keys)
+    young.load_state_dict(state)
+    assert (young.fill, young.pointer) == (11, 11)
 
 
 @pytest.mark.parametrize(

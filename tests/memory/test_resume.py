@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from fastcl.checkpoint import save_checkpoint
 
-STEPS = 150
+STEPS = 80
 
 
 def start(checkpoint):

@@ -1,11 +1,7 @@
-"""One rank of test_ranks.py: queues, banks and shuffles over ranks with unequal batches.
-
-python rank_worker.py RANK RANKS STORE
-"""
+"""Queues, banks and shuffles over ranks with unequal batches; see tests/ranks.py."""
 
 import copy
 import math
-import sys
 
 import pytest
 import torch
@@ -16,7 +12,7 @@ from fastcl import functional as f
 from fastcl.memory import shuffle_batch
 
 F64, D, SIZE = torch.float64, 6, 11
-rank, ranks, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+EARLY = NegativeQueue(D, SIZE, distributed="shard")  # made before the process group
 
 RICH = {"label_smoothing": 0.1, "return_metrics": True}
 LOSSES = {
@@ -43,7 +39,7 @@ def step_results(name, loss, a, b, ids):
     return (rows.detach(), *grads, *metrics.values())
 
 
-def check_loss(name, make):
+def check_loss(rank, ranks, name, make):
     generator = torch.Generator().manual_seed(3)
     gathered = make(NegativeQueue(D, SIZE, dtype=F64)).double()
     sharded = make(NegativeQueue(D, SIZE, dtype=F64, distributed="shard")).double()
@@ -85,7 +81,7 @@ def check_queue(queue, slots, own, entered):
         torch.testing.assert_close(queue.keys, torch.stack([slots[s][0] for s in own]))
 
 
-def check_global_mean():
+def check_global_mean(rank):
     """A sharded queue in a loss over all ranks: value and averaged gradients as gathered."""
     results = []
     for distributed in ("gather", "shard"):
@@ -104,7 +100,9 @@ def check_global_mean():
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-13)
 
 
-def check_refusals(queue, made_before_the_group):
+def check_refusals(rank, ranks, queue):
+    grouped = NegativeQueue(D, SIZE, distributed="shard", group=dist.new_group())
+    assert copy.deepcopy(InfoNCELoss(queue=grouped)).queue.group is grouped.group
     state = queue.state_dict()
     assert state["keys"].shape == (len(range(rank, SIZE, ranks)), D)
     twin = NegativeQueue(D, SIZE, dtype=F64, distributed="shard")
@@ -115,10 +113,10 @@ def check_refusals(queue, made_before_the_group):
     with pytest.raises(RuntimeError, match=message):
         twin.load_state_dict(state)
     with pytest.raises(RuntimeError, match="expected a queue made after the process group"):
-        made_before_the_group.enqueue(torch.randn(2, D))
+        EARLY.enqueue(torch.randn(2, D))
 
 
-def check_shuffle():
+def check_shuffle(rank, ranks):
     """Every sample once, back where it came from."""
     x = torch.arange(10 * rank, 10 * rank + 4 + rank)[:, None].float()
     torch.manual_seed(rank)
@@ -132,7 +130,7 @@ def check_shuffle():
     assert not torch.equal(samples, exchanged)
 
 
-def check_bank():
+def check_bank(rank, ranks):
     """The bank of every rank sees every rank's samples; index 3 occurs on all of them."""
     bank = MemoryBank(20, D, generator=torch.Generator().manual_seed(0))
     alone = copy.deepcopy(bank)
@@ -145,18 +143,12 @@ def check_bank():
     torch.testing.assert_close(bank.normalizer(scores[rank]), alone.normalizer(scores))
 
 
-def main():
-    torch.set_num_threads(1)
-    early = NegativeQueue(D, SIZE, distributed="shard")
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+def agreement(rank, ranks):
     for name, make in LOSSES.items():
-        queue = check_loss(name, make)
-    check_refusals(queue, early)
-    check_global_mean()
-    check_shuffle()
-    check_bank()
+        queue = check_loss(rank, ranks, name, make)
+    check_refusals(rank, ranks, queue)
+    check_global_mean(rank)
+    check_shuffle(rank, ranks)
+    check_bank(rank, ranks)
     dist.barrier()
-    dist.destroy_process_group()
-
-
-main()
+    return "all equal"
