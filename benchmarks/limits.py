@@ -1,10 +1,11 @@
 """``python -m benchmarks.limits DIR``: how fast anything could be here, and what bounds fastcl.
 
 Reads DIR/results.json and sets each target of the project beside the machine: the least arithmetic
-of any exact method at the best torch.mm rate of the same run, the ratio that would give, and what
-fastcl reaches. Then the loops that do the arithmetic, disassembled: how many instructions of which
-kind an iteration takes, and the cycles each kind of port needs for them. Last, the same problem
-under each instruction set, which tells whether wider vectors are faster ones.
+of any exact method at the best torch.mm rate of the same run, plus a call that computes nothing,
+timed now; the ratio that would give, and what fastcl reaches. Then the loops that do the
+arithmetic, disassembled: how many instructions of which kind an iteration takes, and the cycles
+each kind of port needs for them. Last, the same problem under each instruction set, which tells
+whether wider vectors are faster ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +65,35 @@ def _share(target: float | None, time: float | None, least: float, ours: float) 
     return f"{wanted:>8} {time / least:>7.1f} {time / ours:>7.2f}"
 
 
-def print_targets(results: dict) -> None:
-    """A line per target that was measured."""
-    print(f"{'':26}{'':44}" + "".join(f"{name:^24}" for name in _PEERS))
+class _Nothing(torch.autograd.Function):
+    """A loss of two inputs that computes nothing: gradients are allocated and not written."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return a.new_empty(())
+
+    @staticmethod
+    def backward(ctx, _):
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors)
+
+
+def empty_call(case: Case, rounds: int = 200) -> float:
+    """Median milliseconds of forward + backward of :class:`_Nothing` on the leaves of ``case``."""
+    leaves = case.inputs()[:2]
+
+    def step() -> None:
+        torch.autograd.grad(_Nothing.apply(*leaves), leaves)
+
+    return summary([CPU.seconds(step) for _ in range(rounds)])["median_ms"]
+
+
+def print_targets(results: dict, call: Callable[[Case], float] = empty_call) -> None:
+    """A line per target that was measured; ``call``: milliseconds of a step without arithmetic."""
+    print(f"{'':26}{'':53}" + "".join(f"{name:^24}" for name in _PEERS))
     print(
-        f"{'case':26}{'GFLOP':>8}{'GFLOP/s':>9}{'least ms':>9}{'fastcl':>9}{'% of mm':>9}"
+        f"{'case':26}{'GFLOP':>8}{'GFLOP/s':>9}{'call us':>9}{'least ms':>9}{'fastcl':>9}"
+        + f"{'share %':>9}"
         + f"{'target':>8} {'highest':>7} {'fastcl':>7}" * len(_PEERS)
     )
     by_name = {case.name: case for case in CASES}
@@ -77,19 +103,21 @@ def print_targets(results: dict) -> None:
         case = by_name[result["case"]]
         flop = _LEAST[case.task] * case.rows * case.keys * case.width
         rate = max(result["ceiling"]["best"], result["tuned_ceiling"]["best"])
-        least = flop / rate / 1e6
+        empty = call(case)
+        least = flop / rate / 1e6 + empty
         record = result["contestants"]["fastcl cpu"]
         ours, tuned = record["median_ms"], record["tuned"].get("median_ms", record["median_ms"])
         times = zip(_TARGETS[case.name], _peer_times(result), (ours, ours, tuned), strict=True)
         print(
-            f"{case.name:26}{flop / 1e9:>8.2f}{rate:>9.0f}{least:>9.3g}{ours:>9.3g}"
-            f"{100 * least / ours:>9.0f}"
+            f"{case.name:26}{flop / 1e9:>8.2f}{rate:>9.0f}{1e3 * empty:>9.0f}"
+            f"{least:>9.3g}{ours:>9.3g}{100 * least / ours:>9.0f}"
             + "".join(_share(target, time, least, mine) for target, time, mine in times)
         )
     print(
-        "\n'least': that arithmetic at the best torch.mm rate of the run, exponentials, memory and "
-        "calls free.\n'highest': the peer's time over it, the most that any method can reach here. "
-        "'best tuned' compares with\nfastcl's time in the tuned process."
+        "\n'call': an autograd function of these inputs that computes nothing. 'least': that and "
+        "the arithmetic\nat the best torch.mm rate of the run; exponentials and memory free. "
+        "'highest': the peer's time over it,\nthe most that any method can reach here. "
+        "'best tuned' compares with fastcl's time in the tuned process."
     )
 
 
@@ -135,11 +163,15 @@ def find_loops(assembly: str, least: int = 8) -> Counter[Loop]:
     return loops
 
 
-# Per cycle, by AMD's Software Optimization Guide for the Zen 4 microarchitecture: two 256-bit
-# multiply-add pipes (a 512-bit operation occupies one for two cycles), two loads of at most 256
-# bits or one of 512, six operations dispatched.
-_ZEN4 = {"ymm": {"multiply": 2, "load": 2}, "zmm": {"multiply": 1, "load": 1}}
-_BROADCASTS, _DISPATCH = 2, 6
+# Operations per cycle of a Zen 4 core, timed against a chain of dependent additions (one a cycle):
+# 2.0 256-bit and 1.0 512-bit vfmadd231ps, 1.0 512-bit vdpbf16ps; 1.9 256-bit and 0.95 512-bit loads
+# from first-level cache; 1.95 256-bit and 1.0 512-bit vbroadcastss of a number in memory (1.9
+# vpbroadcastd); 6.3 of a mix of independent additions, loads and vector operations.
+_ZEN4 = {
+    "ymm": {"multiply": 2, "load": 2, "broadcast": 2},
+    "zmm": {"multiply": 1, "load": 1, "broadcast": 1},
+}
+_DISPATCH = 6
 
 
 def print_loops(library: Path) -> None:
@@ -156,7 +188,7 @@ def print_loops(library: Path) -> None:
     for loop, _ in find_loops(assembly).most_common(3):
         ports = _ZEN4[loop.register]
         total = loop.multiply + loop.broadcast + loop.load + loop.other
-        loads = loop.load / ports["load"] + loop.broadcast / _BROADCASTS
+        loads = loop.load / ports["load"] + loop.broadcast / ports["broadcast"]
         print(
             f"{loop.operation + ' ' + loop.register:20}{loop.multiply:>9}{loop.broadcast:>10}"
             f"{loop.load:>6}{loop.other:>6}{'':>20}{loop.multiply / ports['multiply']:>8.1f}"

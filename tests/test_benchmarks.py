@@ -174,18 +174,20 @@ def test_limits_sets_targets_beside_the_machine(modules, capsys):
     contestants = {"fastcl cpu": record(200.0), "eager": record(1000.0)}
     rate = {"best": 257.69803776, "median": 200.0}  # 8192 x 8192 x 128 x 3 flop in 100 ms
     case = {"case": "ntxent-8192x128-fp32", "ceiling": rate, "tuned_ceiling": rate}
-    limits.print_targets({"cases": [{**case, "contestants": contestants}]})
+    results = {"cases": [{**case, "contestants": contestants}]}
+    limits.print_targets(results, call=lambda case: 50.0)
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("ntxent"))
-    # least, ours, share; eager's target, highest and reached; no torch.compile; the best tuned
+    # call, least, ours, share; eager's target, highest and reached; no torch.compile; best tuned
     assert line.split()[3:] == [
-        "100",
+        "50000",
+        "150",
         "200",
-        "50",
+        "75",
         "12",
-        "10.0",
+        "6.7",
         "5.00",
         "-",
         "3.5",
-        "10.0",
+        "6.7",
         "5.00",
     ]

@@ -121,8 +121,9 @@ bool mean_keys_by_offset(const Problem& p, const LogSumExp& out, float offset, b
 
 }  // namespace
 
-void logsumexp(const Problem& p, const LogSumExp& out) {
-  const double bound = score_bound(p);
+void logsumexp(const Problem& p, const LogSumExp& out) { logsumexp(p, out, score_bound(p)); }
+
+void logsumexp(const Problem& p, const LogSumExp& out, double bound) {
   const float offset = balanced_offset(bound, p.keys.rows);
   const bool may_flush = !(bound + offset < 87);
   bool done = false;

@@ -75,6 +75,7 @@ struct LogSumExp {
   float* offset;
 };
 void logsumexp(const Problem&, const LogSumExp&);
+void logsumexp(const Problem&, const LogSumExp&, double bound);  // no |s_ij| is larger
 
 struct LogSumExpGradient {
   const float *grad_rows, *grad_columns;  // the latter may be null

@@ -7,6 +7,8 @@
 namespace fastcl::cpu {
 namespace {
 
+constexpr double kUnitSquare = 1.01;  // no unit row is longer, squared: bf16 adds up to 2^-7
+
 // softplus(gap) of one row, and its derivative times `share` added to what the row's negatives
 // gain and its positive loses.
 double row_loss(double gap, double share, float& gain, double& loss) {
@@ -44,7 +46,7 @@ void pair_softmax(const PairSoftmax& p) {
   sums.columns = both ? arena.get<double>(n) : nullptr;
   sums.exponentials =
       gradients && p.keep ? arena.get<float>(s.queries.rows * s.keys.rows) : nullptr;
-  logsumexp(s, sums);
+  logsumexp(s, sums, kUnitSquare * std::fabs((double)p.scale));
 
   const double share = 1.0 / (p.mean ? s.queries.rows : 1) / (both ? 2 : 1);
   float* gain = arena.get<float>(s.queries.rows);
