@@ -364,7 +364,7 @@ def _print(report: Report) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90])
     parser.add_argument("--quick", action="store_true", help="bf16 at D = 128 only")
     parser.add_argument("--only", default="", help="launches whose title holds this")
     parser.add_argument("--json", type=Path, help="write the reports here")
