@@ -230,32 +230,21 @@ def sweep(
 
 
 @triton.jit
-def _slots_sum(total, slots, begin, end, first, size, ROWS: tl.constexpr):
-    """Add slots [begin, end) of a block of rows, eight at a time and in order."""
+def _merge_slots(value, slots, begin, end, first, size, MAXIMA: tl.constexpr, ROWS: tl.constexpr):
+    """Add slots [begin, end) of a block of rows, eight at a time and in order; or their maxima."""
     index = first + tl.arange(0, ROWS)
     for slot in range(begin, end, 8):
         which = slot + tl.arange(0, 8)
         part = tl.load(
             slots + which[:, None].to(tl.int64) * size + index[None, :],
             mask=(which[:, None] < end) & (index[None, :] < size),
-            other=0.0,
+            other=-NEVER if MAXIMA else 0.0,
         )
-        total += tl.sum(part, 0)
-    return total
-
-
-@triton.jit
-def _slots_max(top, slots, begin, end, first, size, ROWS: tl.constexpr):
-    index = first + tl.arange(0, ROWS)
-    for slot in range(begin, end, 8):
-        which = slot + tl.arange(0, 8)
-        part = tl.load(
-            slots + which[:, None].to(tl.int64) * size + index[None, :],
-            mask=(which[:, None] < end) & (index[None, :] < size),
-            other=-NEVER,
-        )
-        top = tl.maximum(top, tl.max(part, 0))
-    return top
+        if MAXIMA:
+            value = tl.maximum(value, tl.max(part, 0))
+        else:
+            value += tl.sum(part, 0)
+    return value
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -281,17 +270,17 @@ def finish(
     index = first + tl.arange(0, OWN)
     inside = index < size_own
     total = tl.zeros([OWN], tl.float32)
-    total = _slots_sum(total, own_slots, 0, own_count, first, size_own, OWN)
+    total = _merge_slots(total, own_slots, 0, own_count, first, size_own, False, OWN)
     begin = 0
     if TRIANGLE > 0:
         begin = first // TRIANGLE + 1
-    total = _slots_sum(total, other_slots, begin, other_count, first, size_own, OWN)
+    total = _merge_slots(total, other_slots, begin, other_count, first, size_own, False, OWN)
     # not read from ``offset``, which another program may be setting to NaN just now
     fixed = exponent_offset(tl.load(scale), tl.maximum(size_own, size_other)) * LN2
     top = tl.full([OWN], -NEVER, tl.float32)
     if MAXIMA:
-        top = _slots_max(top, own_tops, 0, own_count, first, size_own, OWN)
-        top = _slots_max(top, other_tops, begin, other_count, first, size_own, OWN)
+        top = _merge_slots(top, own_tops, 0, own_count, first, size_own, True, OWN)
+        top = _merge_slots(top, other_tops, begin, other_count, first, size_own, True, OWN)
         top = tl.where(top > -0.5 * NEVER, top * LN2 + fixed, -float("inf"))
     result = tl.log2(total) * LN2 + fixed
     lost = inside & ((total < LOST) | (total == float("inf")))
