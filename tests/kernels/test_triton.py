@@ -131,6 +131,25 @@ def test_rows_out_of_the_offset_s_range(symmetric, sign):
         assert float((ours - exact).norm()) <= 5e-5 * float(exact.norm())
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_maxima_below_zero(symmetric):
+    """Nearly opposite rows: what merges the maxima of tiles and slots must not begin at 0."""
+    q = F.normalize(1.0 + 0.1 * torch.randn(150, 24))
+    q[::2] *= -1.0
+    k = None if symmetric else -q[::2][:70]
+    odd = torch.arange(150) % 2
+    pairs = Pairs("different", odd) if symmetric else Pairs("different", 1 - odd, odd[::2][:70])
+
+    def run(backend):
+        with fastcl.use_backend(backend):
+            return similarity_logsumexp(q, k, 10.0, columns=True, maxima=True, pairs=pairs)
+
+    ours, exact = run("triton"), run("reference")
+    assert (exact.row_max < 0).any()
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("phi", ["softplus", "relu_squared"])
 def test_sums_in_fp16_leave_its_range(phi):
     """Weights of a sum have no bound: gradients of 1e-6, and of 300 a pair."""
