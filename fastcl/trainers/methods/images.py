@@ -201,7 +201,7 @@ class RotationOptions(ImageOptions):
 
 @dataclass(frozen=True)
 class JigsawOptions(ImageOptions):
-    """Jigsaw pretext (Noroozi and Favaro 2016); tiles take the place of views.
+    """Jigsaw pretext (Noroozi and Favaro 2016); it has no head and compares no views.
 
     Args:
         side: to which images are resized before they are cut (255 in the paper).
@@ -328,7 +328,7 @@ METHODS = (
         summary="in which order were the tiles of the image shuffled?",
         options=JigsawOptions,
         module="fastcl.trainers.jigsaw",
-        fast={"epochs": 30, "warmup_epochs": 3},
+        fast={"epochs": 15, "warmup_epochs": 2},
     ),
     Method(
         name="domain",
