@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+# the environment leaves CUDA kernels out, which take nvcc minutes: 1 builds them, `make wheel` always
+FASTCL_BUILD_CUDA ?= 0
 # the generated matrix of backends is long through the interpreter: see test-triton-full
 TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
 	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
@@ -41,8 +43,8 @@ gpu:  ## correctness and speed on this machine's CUDA GPU, with the torch and Tr
 
 dev: $(VENV)/.ready  ## the environment only
 
-wheel: $(VENV)/.ready  ## dist/*.whl
-	$(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
+wheel: $(VENV)/.ready  ## dist/*.whl with both native modules; needs nvcc, but no GPU
+	FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
 
 # torch comes first and alone, so that nothing later pulls a CUDA build of it
 $(VENV)/.torch:
@@ -52,7 +54,8 @@ $(VENV)/.torch:
 
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*/*)
 	$(BIN)/pip install -q --disable-pip-version-check "setuptools>=77" wheel ninja
-	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e ".[dev]"
+	FASTCL_BUILD_CUDA=$(FASTCL_BUILD_CUDA) $(BIN)/pip install -q --disable-pip-version-check \
+		--no-build-isolation -e ".[dev]"
 	touch $@
 
 clean:
