@@ -26,6 +26,7 @@ def load(name: str, probe: Callable[[], object], package: Path | None = None) ->
         torch.ops.load_library(str(libraries[0]))
         probe()
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        return f"does not load: {type(error).__name__}: {reason}"
+        cause = error.__cause__ or error  # torch's own names only the file
+        reason = (str(cause).splitlines() or [""])[0]
+        return f"does not load: {type(cause).__name__}: {reason}"
     return ""
