@@ -4,15 +4,15 @@
 // Each thread of a block is a fiber; at every synchronisation the next one to run is drawn at
 // random, so a missing barrier shows as a wrong result for some seed. Copies with cp.async happen
 // as late as they may: when the thread waits for them. Shared memory and registers start as NaN
-// patterns. Nothing here checks alignment beyond 16 bytes, bank conflicts or memory order.
+// patterns. What a GPU would not survive (a deadlock, a copy outside shared memory) becomes the error
+// that launch returns. Nothing here checks alignment beyond 16 bytes, bank conflicts or memory order.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -69,10 +69,14 @@ struct Copy {
 };
 
 struct Thread {
-  ucontext_t context;
+  ucontext_t start;
+  jmp_buf place;  // where it left off, once started
+  bool started = false;
   std::unique_ptr<unsigned char[]> stack;
   Block* block = nullptr;
   int index = 0;
+  Barrier* barrier = nullptr;  // where it waits for the end of a generation
+  unsigned generation = 0;
   unsigned turn = 0;  // of the warp's slots
   bool done = false;
   std::vector<Copy> open;               // cp.async since the last commit
@@ -89,8 +93,9 @@ struct Settings {
 inline Settings settings;
 
 struct Machine {
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   Thread* running = nullptr;
+  const char* failure = nullptr;  // of a thread
   std::function<void()> body;
   Barrier grid;
   int threads = 0;        // alive in this launch
@@ -100,16 +105,24 @@ struct Machine {
 };
 inline Machine machine;
 
-[[noreturn]] inline void fail(const char* what) {
-  std::fprintf(stderr, "emulated kernel: %s\n", what);
-  std::abort();
-}
+struct Failure {
+  const char* what;
+};
+// `what`, a literal, is what launch returns.
+[[noreturn]] inline void fail(const char* what) { throw Failure{what}; }
 
 inline Thread& self() { return *machine.running; }
 
+// Jumps, because contexts are swapped by a system call.
 inline void yield() {
-  Thread& thread = self();
-  swapcontext(&thread.context, &machine.scheduler);
+  if (!_setjmp(self().place)) _longjmp(machine.scheduler, 1);
+}
+inline void resume(Thread& thread) {
+  machine.running = &thread;
+  if (_setjmp(machine.scheduler)) return;
+  if (thread.started) _longjmp(thread.place, 1);
+  thread.started = true;
+  setcontext(&thread.start);
 }
 
 template <class F>
@@ -123,10 +136,11 @@ inline void meet(Barrier& barrier, int count) {
     barrier.arrived = 0;
     ++barrier.generation;
     machine.progress = true;
-    yield();
   } else {
-    wait_until([&] { return barrier.generation != generation; });
+    self().barrier = &barrier;
+    self().generation = generation;
   }
+  yield();
 }
 
 inline int lane() { return self().index % 32; }
@@ -145,13 +159,16 @@ inline uint32_t (*exchange(const uint32_t* words, int count))[8] {
 }
 
 inline void enter() {
-  machine.body();
-  Thread& thread = self();
-  for (auto& group : thread.groups)
-    if (!group.empty()) fail("a thread ended before it waited for its cp.async copies");
-  thread.done = true;
+  try {
+    machine.body();
+    for (auto& group : self().groups)
+      if (!group.empty()) fail("a thread ended before it waited for its cp.async copies");
+  } catch (const Failure& failure) {
+    machine.failure = failure.what;
+  }
+  self().done = true;
   machine.progress = true;
-  swapcontext(&thread.context, &machine.scheduler);
+  _longjmp(machine.scheduler, 1);
 }
 
 inline void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937& random) {
@@ -163,11 +180,11 @@ inline void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937& ra
       fiber->stack.reset(new unsigned char[kStack]);
       fiber->block = &block;
       fiber->index = i;
-      getcontext(&fiber->context);
-      fiber->context.uc_stack.ss_sp = fiber->stack.get();
-      fiber->context.uc_stack.ss_size = kStack;
-      fiber->context.uc_link = nullptr;
-      makecontext(&fiber->context, enter, 0);
+      getcontext(&fiber->start);
+      fiber->start.uc_stack.ss_sp = fiber->stack.get();
+      fiber->start.uc_stack.ss_size = kStack;
+      fiber->start.uc_link = nullptr;
+      makecontext(&fiber->start, enter, 0);
       fibers.push_back(std::move(fiber));
     }
   machine.threads = (int)fibers.size();
@@ -177,14 +194,45 @@ inline void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937& ra
     machine.progress = false;
     std::shuffle(alive.begin(), alive.end(), random);
     for (Thread* thread : alive) {
-      machine.running = thread;
+      if (thread->barrier && thread->barrier->generation == thread->generation) continue;
+      thread->barrier = nullptr;
       threadIdx = dim3(thread->index);
       blockIdx = thread->block->index;
-      swapcontext(&machine.scheduler, &thread->context);
+      resume(*thread);
+      if (machine.failure) fail(machine.failure);
     }
     for (auto& engine : machine.engines) machine.progress |= engine();
     std::erase_if(alive, [](Thread* thread) { return thread->done; });
     if (!machine.progress && !alive.empty()) fail("deadlock: every thread waits");
+  }
+}
+
+// All blocks of a grid, `together` at a time.
+inline void run_grid(dim3 grid, int threads, size_t shared, size_t together) {
+  const size_t count = (size_t)grid.x * grid.y * grid.z;
+  std::mt19937 random(settings.seed);
+  std::vector<size_t> order(count);
+  for (size_t i = 0; i < count; ++i) order[i] = i;
+  std::shuffle(order.begin(), order.end(), random);
+  for (size_t begin = 0; begin < count; begin += together) {
+    std::vector<Block> blocks(together);
+    for (size_t i = 0; i < together; ++i) {
+      const size_t b = order[begin + i];
+      Block& block = blocks[i];
+      block.index = dim3((unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y),
+                         (unsigned)(b / grid.x / grid.y));
+      block.storage.reset(new unsigned char[shared + 2048]);
+      std::memset(block.storage.get(), 0xff, shared + 2048);
+      block.shared = reinterpret_cast<unsigned char*>(
+          ((uintptr_t)block.storage.get() + 1023) / 1024 * 1024);
+      block.shared_bytes = shared;
+      block.threads = threads;
+      block.warps.resize((threads + 31) / 32);
+    }
+    run_blocks(blocks, threads, random);
+    for (const Block& block : blocks)
+      for (size_t i = 0; i < 1024; ++i)
+        if (block.shared[shared + i] != 0xff) fail("a block wrote beyond its shared memory");
   }
 }
 
@@ -376,37 +424,24 @@ const char* launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, 
   const size_t count = (size_t)grid.x * grid.y * grid.z;
   if (cooperative && count > (size_t)(settings.multiprocessors * settings.blocks_per_multiprocessor))
     return "too many blocks in cooperative launch";
-  std::mt19937 random(settings.seed);
-  std::vector<size_t> order(count);
-  for (size_t i = 0; i < count; ++i) order[i] = i;
-  std::shuffle(order.begin(), order.end(), random);
   blockDim = dim3(threads);
   gridDim = grid;
   machine.body = [&] { kernel(P(arguments)...); };
   machine.grid = {};
-  // Blocks of an ordinary launch may run in any order and must not wait for each other.
-  const size_t together = cooperative ? count : 1;
-  for (size_t begin = 0; begin < count; begin += together) {
-    std::vector<Block> blocks(together);
-    for (size_t i = 0; i < together; ++i) {
-      const size_t b = order[begin + i];
-      Block& block = blocks[i];
-      block.index = dim3((unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y),
-                         (unsigned)(b / grid.x / grid.y));
-      block.storage.reset(new unsigned char[shared + 2048]);
-      std::memset(block.storage.get(), 0xff, shared + 2048);
-      block.shared = reinterpret_cast<unsigned char*>(
-          ((uintptr_t)block.storage.get() + 1023) / 1024 * 1024);
-      block.shared_bytes = shared;
-      block.threads = threads;
-      block.warps.resize((threads + 31) / 32);
-    }
-    run_blocks(blocks, threads, random);
-    for (const Block& block : blocks)
-      for (size_t i = 0; i < 1024; ++i)
-        if (block.shared[shared + i] != 0xff) fail("a block wrote beyond its shared memory");
+  machine.failure = nullptr;
+  try {
+    // Blocks of an ordinary launch may run in any order and must not wait for each other.
+    run_grid(grid, threads, shared, cooperative ? count : 1);
+  } catch (const Failure& failure) {
+    return failure.what;
   }
   return nullptr;
 }
 
 }  // namespace fastcl::cuda
+
+// Of tests: the machine of the launches that follow.
+extern "C" __attribute__((used)) inline void fastcl_emulate(int multiprocessors, int blocks,
+                                                            size_t shared_limit, unsigned seed) {
+  fastcl::cuda::emulation::settings = {multiprocessors, blocks, shared_limit, seed};
+}
