@@ -9,7 +9,8 @@ FASTCL_BUILD_CUDA ?= 0
 TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
 	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
 
-.PHONY: demo test test-triton-full dev lint lint-kernels lint-cuda bench gpu wheel clean
+.PHONY: demo test test-triton-full dev lint lint-kernels lint-cuda bench gpu wheel test-wheel \
+	clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
 	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(or $(OUT),runs/demo) --overwrite
@@ -30,10 +31,7 @@ test-triton-full: $(TRITONS:%=build/triton-%)  ## every backend test through the
 lint-kernels: $(TRITONS:%=build/triton-%)  ## compile every launch for sm_80 and sm_90 and check it (long)
 	for path in $^; do PYTHONPATH=$$path $(BIN)/python tests/kernels/lint.py || exit 1; done
 
-build/cuobjdump: $(VENV)/.ready
-	$(BIN)/pip install -q --disable-pip-version-check --target $@ nvidia-cuda-cuobjdump
-
-lint-cuda: build/cuobjdump  ## compile every CUDA kernel for sm_80, sm_90a and sm_100a and check it
+lint-cuda: build/wheel-tools  ## compile every CUDA kernel for sm_80, sm_90a and sm_100a and check it
 	PYTHONPATH=$< $(BIN)/python tests/cuda/lint.py
 
 lint: $(VENV)/.ready  ## style and types
@@ -51,6 +49,15 @@ dev: $(VENV)/.ready  ## the environment only
 
 wheel: $(VENV)/.ready  ## dist/*.whl with both native modules; needs nvcc, but no GPU
 	FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
+
+build/wheel-tools: $(VENV)/.ready
+	$(BIN)/pip install -q --disable-pip-version-check --target $@ abi3audit nvidia-cuda-cuobjdump
+
+# the newest of these brings CUDA libraries of 5 GB with it
+WHEEL_TORCH ?= torch==2.13.0 torch==2.14.1
+test-wheel: wheel build/wheel-tools  ## install the wheel beside several torches, in fresh places
+	PYTHONPATH=build/wheel-tools $(BIN)/python tests/wheel.py $$(ls -t dist/*.whl | head -1) \
+		--torch $(WHEEL_TORCH) --python $$(command -v $(PYTHON))
 
 # torch comes first and alone, so that nothing later pulls a CUDA build of it
 $(VENV)/.torch:
