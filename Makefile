@@ -5,19 +5,21 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 # the environment leaves CUDA kernels out, which take nvcc minutes: 1 builds them, `make wheel` always
 FASTCL_BUILD_CUDA ?= 0
+# a test process per core; tests take one thread each
+PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 # the generated matrix of backends is long through the interpreter: see test-triton-full
 TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
 	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
 
-.PHONY: demo test test-triton-full dev lint lint-kernels lint-cuda bench gpu wheel test-wheel \
-	clean
+.PHONY: demo test test-triton-full test-hostile docs dev lint lint-kernels lint-cuda bench gpu wheel \
+	test-wheel clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
 	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(or $(OUT),runs/demo) --overwrite
 
 test: $(VENV)/.ready  ## the whole test suite, with coverage; Triton kernels through the interpreter
-	$(BIN)/pytest --cov=fastcl --cov-report=
-	TRITON_INTERPRET=1 $(BIN)/pytest $(TRITON_TESTS) --cov=fastcl --cov-append --cov-report=term
+	$(BIN)/pytest $(PARALLEL) --cov=fastcl --cov-report=
+	TRITON_INTERPRET=1 $(BIN)/pytest $(PARALLEL) $(TRITON_TESTS) --cov=fastcl --cov-append --cov-report=term
 
 # both ends of the supported range; the interpreter of 3.6 knows numpy up to 2.3
 TRITONS := 3.6.0 3.9.0
@@ -33,6 +35,12 @@ lint-kernels: $(TRITONS:%=build/triton-%)  ## compile every launch for sm_80 and
 
 lint-cuda: build/wheel-tools  ## compile every CUDA kernel for sm_80, sm_90a and sm_100a and check it
 	PYTHONPATH=$< $(BIN)/python tests/cuda/lint.py
+
+test-hostile: $(VENV)/.ready  ## thousands of drawn problems, new ones every time (long)
+	FASTCL_HOSTILE_EXAMPLES=$(or $(EXAMPLES),3000) $(BIN)/pytest tests/losses/test_hostile.py
+
+docs: $(VENV)/.ready  ## build/site: guides and the reference from docstrings, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 lint: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .
