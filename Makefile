@@ -59,7 +59,8 @@ wheel: $(VENV)/.ready  ## dist/*.whl with both native modules; needs nvcc, but n
 	FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
 
 build/wheel-tools: $(VENV)/.ready
-	$(BIN)/pip install -q --disable-pip-version-check --target $@ abi3audit nvidia-cuda-cuobjdump
+	$(BIN)/pip install -q --disable-pip-version-check --target $@ abi3audit nvidia-cuda-cuobjdump \
+		nvidia-cuda-nvdisasm
 
 # the newest of these brings CUDA libraries of 5 GB with it
 WHEEL_TORCH ?= torch==2.13.0 torch==2.14.1
