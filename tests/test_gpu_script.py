@@ -48,7 +48,7 @@ def test_every_stage(root, tmp_path):
         assert {"fastcl triton", "eager"} <= set(record["contestants"])
         assert record["best_ratio"] > 0
     kinds = {r["kind"] for r in found["cuda"]["records"]}
-    assert kinds == {"operator", "ring", "race"}
+    assert kinds == {"ring", "race"}
     assert all("reason" not in r.get("triton", {}) for r in found["cuda"]["records"])
 
 
