@@ -10,8 +10,12 @@ are in :mod:`fastcl.ops`. Importing this needs torch alone.
 from . import _checkout, functional, mining, ops
 from .gradcache import GradCache
 from .losses import (
+    BlockContrastiveLoss,
     CLIPLoss,
     CMCLoss,
+    CPCBCELoss,
+    CPCLoss,
+    CSWMLoss,
     DCLLoss,
     DCLWLoss,
     DebiasedLoss,
@@ -26,6 +30,7 @@ from .losses import (
     PairwiseContrastiveLoss,
     SigLIPLoss,
     SupConLoss,
+    TransELoss,
     TripletLoss,
     TripletScoreLoss,
 )
@@ -37,8 +42,12 @@ _checkout.install()
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockContrastiveLoss",
     "CLIPLoss",
     "CMCLoss",
+    "CPCBCELoss",
+    "CPCLoss",
+    "CSWMLoss",
     "DCLLoss",
     "DCLWLoss",
     "DebiasedLoss",
@@ -58,6 +67,7 @@ __all__ = [
     "PairwiseContrastiveLoss",
     "SigLIPLoss",
     "SupConLoss",
+    "TransELoss",
     "TripletLoss",
     "TripletScoreLoss",
     "__version__",

@@ -1,7 +1,11 @@
 """Every loss as a function; the modules of :mod:`fastcl` wrap these."""
 
 from .losses import (
+    block_contrastive,
     clip,
+    cpc,
+    cpc_bce,
+    cswm,
     dcl,
     debiased,
     hard_negative,
@@ -9,18 +13,24 @@ from .losses import (
     lifted_structure,
     margin_softmax,
     memory_bank,
+    mi_lower_bound,
     mined_triplet,
     multi_similarity,
     nt_xent,
     pairwise_contrastive,
     siglip,
     sup_con,
+    transe,
     triplet,
     triplet_score,
 )
 
 __all__ = [
+    "block_contrastive",
     "clip",
+    "cpc",
+    "cpc_bce",
+    "cswm",
     "dcl",
     "debiased",
     "hard_negative",
@@ -28,12 +38,14 @@ __all__ = [
     "lifted_structure",
     "margin_softmax",
     "memory_bank",
+    "mi_lower_bound",
     "mined_triplet",
     "multi_similarity",
     "nt_xent",
     "pairwise_contrastive",
     "siglip",
     "sup_con",
+    "transe",
     "triplet",
     "triplet_score",
 ]

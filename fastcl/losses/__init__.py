@@ -1,6 +1,7 @@
 """Contrastive losses: one function and one small module each."""
 
 from .bank import CMCLoss, MemoryBankLoss, memory_bank
+from .block import BlockContrastiveLoss, block_contrastive
 from .debiased import DebiasedLoss, HardNegativeLoss, debiased, hard_negative
 from .decoupled import DCLLoss, DCLWLoss, dcl
 from .pairwise import (
@@ -11,6 +12,7 @@ from .pairwise import (
     multi_similarity,
     pairwise_contrastive,
 )
+from .predictive import CPCBCELoss, CPCLoss, cpc, cpc_bce, mi_lower_bound
 from .sigmoid import SigLIPLoss, siglip
 from .softmax import (
     CLIPLoss,
@@ -31,10 +33,15 @@ from .triplets import (
     triplet,
     triplet_score,
 )
+from .world import CSWMLoss, TransELoss, cswm, transe
 
 __all__ = [
+    "BlockContrastiveLoss",
     "CLIPLoss",
     "CMCLoss",
+    "CPCBCELoss",
+    "CPCLoss",
+    "CSWMLoss",
     "DCLLoss",
     "DCLWLoss",
     "DebiasedLoss",
@@ -49,9 +56,14 @@ __all__ = [
     "PairwiseContrastiveLoss",
     "SigLIPLoss",
     "SupConLoss",
+    "TransELoss",
     "TripletLoss",
     "TripletScoreLoss",
+    "block_contrastive",
     "clip",
+    "cpc",
+    "cpc_bce",
+    "cswm",
     "dcl",
     "debiased",
     "hard_negative",
@@ -59,12 +71,14 @@ __all__ = [
     "lifted_structure",
     "margin_softmax",
     "memory_bank",
+    "mi_lower_bound",
     "mined_triplet",
     "multi_similarity",
     "nt_xent",
     "pairwise_contrastive",
     "siglip",
     "sup_con",
+    "transe",
     "triplet",
     "triplet_score",
 ]

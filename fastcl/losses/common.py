@@ -226,6 +226,7 @@ class TemperatureLoss(nn.Module):
     """
 
     described: tuple[str, ...] = ()  # further attributes that repr shows
+    shares_ranks = True  # whether its function takes ``distributed`` and ``process_group``
 
     def __init__(
         self,
@@ -252,6 +253,12 @@ class TemperatureLoss(nn.Module):
         self.return_metrics = return_metrics
         if distributed not in (None, *MODES):
             raise ValueError(f"distributed is {distributed!r}; expected None or one of {MODES}")
+        if distributed is not None and not self.shares_ranks:
+            name = type(self).__name__
+            raise ValueError(
+                f"distributed is {distributed!r}; expected None, since {name} takes no negatives "
+                "from other ranks"
+            )
         self.distributed = distributed
         self.process_group = process_group
         self.max_scale = max_scale
@@ -272,13 +279,14 @@ class TemperatureLoss(nn.Module):
 
     def options(self) -> dict:
         """The keyword arguments that every loss function takes."""
-        return {
+        options = {
             "normalize": self.normalize,
             "reduction": self.reduction,
             "return_metrics": self.return_metrics,
-            "distributed": self.distributed,
-            "process_group": self.process_group,
         }
+        if self.shares_ranks:
+            options |= {"distributed": self.distributed, "process_group": self.process_group}
+        return options
 
     def __deepcopy__(self, memo):
         return copy_within(self.process_group, self, memo)

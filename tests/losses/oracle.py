@@ -227,3 +227,63 @@ def multi_similarity(x, labels, alpha=2.0, beta=50.0, base=0.5, epsilon=0.1):
     pull = (-alpha * (s - base)).exp().masked_fill(~positive, 0.0).sum(1)
     push = (beta * (s - base)).exp().masked_fill(~negative, 0.0).sum(1)
     return pull.log1p() / alpha + push.log1p() / beta
+
+
+def cpc(predictions, targets, temperature=1.0, negatives="batch"):
+    """Loops over steps; scores [B T, B T] of each with the mask that ``negatives`` says."""
+    p, z = up(predictions), up(targets)
+    b, t, steps, _ = p.shape
+    sequence, time = torch.arange(b).repeat_interleave(t), torch.arange(t).repeat(b)
+    same_sequence, same_time = sequence[:, None] == sequence, time[:, None] == time
+    keep = {
+        "batch": same_time & ~same_sequence,
+        "sequence": same_sequence & ~same_time,
+        "all": ~(same_sequence & same_time),
+        "other_sequences": ~same_sequence,
+    }[negatives]
+    total = 0.0
+    for k in range(steps):
+        s = p[:, :, k].flatten(0, 1) @ z[:, :, k].flatten(0, 1).T / temperature
+        total = total + softplus(masked_lse(s, keep) - s.diagonal()).view(b, t).mean(1)
+    return total / steps
+
+
+def cpc_bce(predictions, targets, labels):
+    logits = (up(predictions) * up(targets)).mean((1, 2))
+    return softplus(torch.where(labels, -logits, logits))
+
+
+def arora(a, p, n, form, kind):
+    a, p, n = up(a), up(p), up(n)
+    p = p if p.dim() == 2 else p.mean(1)
+    if kind == "own":
+        n = n[:, None]
+    else:
+        n = n.mean(-2)
+        n = n.expand(len(a), *n.shape) if kind == "shared" else n
+    v = (a[:, None] * (p[:, None] - n)).sum(2)
+    if form == "logistic":
+        return torch.log2(1 + (-v).exp().sum(1))
+    return (1 + (-v).amax(1)).clamp(min=0)
+
+
+def cswm(state, transition, following, order, form="paper", margin=1.0, sigma=0.5):
+    z, t, after = up(state), up(transition), up(following)
+
+    def energy(x, y):
+        return (x - y).square().sum(2).mean(1) / (2 * sigma**2)
+
+    repel = energy(z[order], after) if form == "paper" else energy(z, z[order])
+    return energy(z + t, after) + (margin - repel).clamp(min=0)
+
+
+def transe(head, relation, tail, negative_head, negative_tail, margin=1.0, distance="euclidean"):
+    h, r, t, h2, t2 = (up(x) for x in (head, relation, tail, negative_head, negative_tail))
+
+    def far(a, b):
+        if distance == "l1":
+            return (a - b).abs().sum(1)
+        squares = (a - b).square().sum(1)
+        return squares if distance == "squared" else squares.sqrt()
+
+    return (margin + far(h + r, t) - far(h2 + r, t2)).clamp(min=0)

@@ -26,6 +26,21 @@ N, D = 22, 6
 # four classes of several, one sample without a positive
 LABELS = torch.tensor([0, 1, 2, 3] * 5 + [0, 9])
 EVEN = LABELS % 2 == 0
+ORDER = torch.randperm(N, generator=torch.Generator().manual_seed(5))
+
+
+class Function(torch.nn.Module):
+    """A function whose module has weights of its own, as a module without."""
+
+    def __init__(self, function, **options):
+        super().__init__()
+        self.function, self.options = function, options
+
+    def forward(self, *inputs, **more):
+        return self.function(*inputs, **self.options, **more)
+
+    def extra_repr(self):
+        return f"reduction={self.options.get('reduction', 'mean')!r}"
 
 
 @dataclass
@@ -85,6 +100,53 @@ ROWS = {
         lambda **o: fastcl.MultiSimilarityLoss(epsilon=None, **o), [(N, D)],
         lambda x: oracle.multi_similarity(x, LABELS, epsilon=None), (LABELS,),
     ),
+    **{
+        f"CPC {negatives}": Row(
+            lambda negatives=negatives, **o: Function(
+                fastcl.functional.cpc, temperature=0.5, negatives=negatives, **o
+            ),
+            [(N, 3, 2, D)] * 2,
+            lambda p, z, negatives=negatives: oracle.cpc(p, z, 0.5, negatives),
+        )
+        for negatives in fastcl.losses.predictive.NEGATIVES
+    },
+    "CPC of one time": Row(
+        lambda **o: Function(fastcl.functional.cpc, normalize=True, **o), [(N, 2, D)] * 2,
+        lambda p, z: oracle.cpc(
+            *(torch.nn.functional.normalize(oracle.up(x), dim=2)[:, None] for x in (p, z))
+        ),
+    ),
+    "CPC of pairs": Row(
+        lambda **o: Function(fastcl.functional.cpc_bce, **o), [(N, 2, D)] * 2,
+        lambda p, z: oracle.cpc_bce(p, z, EVEN), (EVEN,),
+    ),
+    **{
+        f"Arora {form} {kind}": Row(
+            lambda form=form, kind=kind, **o: fastcl.BlockContrastiveLoss(
+                form=form, shared=kind == "shared", **o
+            ),
+            shapes, lambda a, p, n, form=form, kind=kind: oracle.arora(a, p, n, form, kind),
+        )
+        for form in ("logistic", "hinge")
+        for kind, shapes in {
+            "own": [(N, D)] * 3, "blocks": [(N, D), (N, 3, D), (N, 4, 3, D)],
+            "shared": [(N, D), (N, 2, D), (9, 2, D)],
+        }.items()
+    },
+    **{
+        f"C-SWM {form}": Row(
+            lambda form=form, **o: fastcl.CSWMLoss(form=form, margin=20.0, **o), [(N, 3, D)] * 3,
+            lambda z, t, n, form=form: oracle.cswm(z, t, n, ORDER, form, 20.0), (ORDER,),
+        )
+        for form in ("paper", "repository")
+    },
+    **{
+        f"TransE {distance}": Row(
+            lambda distance=distance, **o: fastcl.TransELoss(2.0, distance=distance, **o),
+            [(N, D)] * 5, lambda *x, distance=distance: oracle.transe(*x, 2.0, distance),
+        )
+        for distance in ("l1", "euclidean", "squared")
+    },
     **{
         f"triplets {mining} {distance}": Row(
             lambda mining=mining, distance=distance, **o: fastcl.MinedTripletLoss(
