@@ -99,11 +99,11 @@ def cpc(
     queries, keys = (x.view(b, t, k, d) for x in rows.chunk(2))
     positive = (scores * scale).view(b, t, k)
 
-    sums, largest = _others(queries, keys, scale, negatives, return_metrics, precision)
+    sums, *largest = _others(queries, keys, scale, negatives, return_metrics, precision)
     losses = softmax_loss(positive, sums).mean((1, 2))
     metrics = None
     if return_metrics:
-        right = (positive > largest).to(rows.dtype)
+        right = (positive > largest[0]).to(rows.dtype)
         metrics = {"accuracy": right.mean(), "step_accuracy": right.mean((0, 1))}
     return finish(losses, reduction, weight, metrics)
 
@@ -130,9 +130,8 @@ def _others(queries, keys, scale, negatives: str, maxima: bool, precision: torch
             queries.reshape(groups), keys.reshape(groups), scale, maxima=maxima, precision=precision
         )
     back = [order.index(i) for i in range(3)]
-    return tuple(
-        x.view(shape).permute(back).contiguous() if x.numel() else x for x in (sums, largest)
-    )
+    found = (sums, largest) if maxima else (sums,)
+    return [x.view(shape).permute(back).contiguous() for x in found]
 
 
 def _check_shape(x: Tensor, name: str, like: Tensor, like_name: str) -> None:
