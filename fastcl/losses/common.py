@@ -95,7 +95,7 @@ def _refuse_unfinite(*inputs: tuple[Tensor, str]) -> None:
 
 def can_look(x: Tensor) -> bool:
     """Whether values of ``x`` can be looked at without waiting: eager mode on a CPU."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_transformed()
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed()
 
 
 def check_vector(value, name: str, length: int, like: Tensor, floats: bool = False) -> Tensor:
@@ -237,7 +237,7 @@ def check_positive(value: float, name: str) -> None:
         raise ValueError(f"{name} {describe(value)}; expected a positive finite number")
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a torch.func transform is active, under which values cannot be looked at."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
@@ -397,7 +397,7 @@ def whole_loss(
     """
     check_reduction(reduction)
     check_same_shape(a, b, *names)
-    if reduction == "none" or _is_transformed() or not fuses_pairs(a, b):
+    if reduction == "none" or is_transformed() or not fuses_pairs(a, b):
         return None
     loss = pair_softmax(a, b, scale, form=form, mean=reduction == "mean")
     # what is not finite in a row is not finite in its cosine, and shows in any sum of losses

@@ -341,6 +341,21 @@ def assert_no_worse(ours, plain, exact, round_off):
 
 
 @pytest.mark.parametrize("name", ROWS)
+def test_autocast_and_functional_gradient(name):
+    row = ROWS[name]
+    inputs = row.inputs(torch.float32)
+    module = row.module()
+    expected = module(*inputs, *row.extra)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = module(*inputs, *row.extra)
+    assert loss.dtype == torch.float32
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=0.03)
+    first, *others = (x.detach() for x in inputs)
+    gradient = torch.func.grad(lambda x: module(x, *others, *row.extra))(first)
+    torch.testing.assert_close(gradient, gradients(expected, inputs[:1])[0])
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_module_travels_and_compiles_to_one_graph(name):
     row = ROWS[name]
     inputs = row.inputs(torch.float32)
