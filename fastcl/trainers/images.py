@@ -119,7 +119,7 @@ def image_experiment(
         **{
             "module": module,
             "scores": lambda trained: score(trained.encoder),
-            "headline": "probe@10",
+            "headline": "probe@1",
             "measured": MEASURED,
             "data": f"{splits.name}, without labels",
             "references": {"raw pixels": score(nn.Flatten())},
