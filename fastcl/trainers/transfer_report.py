@@ -99,7 +99,9 @@ def write_transfer_report(
                 label: [trained.rows for trained in report.results[amount][mode].values()]
                 for mode, label in MODES.items()
             },
-            title=f"{Amount(amount).title} of the labels" if "%" in amount else f"{amount} labels per class",
+            title=f"{Amount(amount).title} of the labels"
+            if "%" in amount
+            else f"{amount} labels per class",
             path=out / name,
         )
         pictures.append(name)

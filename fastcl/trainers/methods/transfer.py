@@ -10,12 +10,13 @@ from fastcl.trainers.methods.images import RECIPES
 from fastcl.trainers.options import Optimization, UsageError, check_at_least, check_choice
 
 MODES = {
-    "scratch": "supervised from scratch",
-    "frozen": "frozen encoder, its batch norm in evaluation mode",
-    "frozen_bn_train": "frozen encoder, its batch norm in training mode",
+    "scratch": "from scratch",
+    "frozen": "frozen (BN eval)",
+    "frozen_bn_train": "frozen (BN train)",
     "fine_tuned": "fine-tuned",
 }
-"""What is compared, by the name it has in files."""
+"""What is compared: the name in files, and in tables. Batch norm of a frozen encoder normalises by
+its running statistics (eval) or by the batch (train)."""
 
 METHODS_WITH_ENCODER = (
     "simclr", "moco", "moco_v1", "instdisc", "supcon", "rotation", "jigsaw"
@@ -73,6 +74,11 @@ class Amount:
         return self.text if self._percent() else f"{self.text} per class"
 
     @property
+    def phrase(self) -> str:
+        """As a title of its own."""
+        return f"{self.text} of the labels" if self._percent() else f"{self.text} labels per class"
+
+    @property
     def slug(self) -> str:
         """In file names."""
         return self.text.replace("%", "pct").replace(".", "_")
@@ -87,7 +93,7 @@ class Amount:
         wanted = [max(1, round(n * percent / 100)) if percent else int(self.text) for n in counts]
         if any(w > n for w, n in zip(wanted, counts, strict=True)):
             raise UsageError(
-                f"labels: expected at most {min(counts)} per class (training images of the rarest), "
-                f"got {self.text}"
+                f"labels: expected at most {min(counts)} per class (training images of the "
+                f"rarest), got {self.text}"
             )
         return wanted
