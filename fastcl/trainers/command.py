@@ -171,9 +171,8 @@ def _ablate(name: str, argv: list[str]) -> None:
 
 
 def _options(kind: type, arguments: Namespace) -> Any:
-    return kind(
-        **{field.name: getattr(arguments, field.name) for field in dataclasses.fields(kind)}
-    )
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: getattr(arguments, name) for name in names})
 
 
 def _places(arguments: Namespace) -> dict[str, Any]:

@@ -99,9 +99,7 @@ def write_transfer_report(
                 label: [trained.rows for trained in report.results[amount][mode].values()]
                 for mode, label in MODES.items()
             },
-            title=f"{Amount(amount).title} of the labels"
-            if "%" in amount
-            else f"{amount} labels per class",
+            title=Amount(amount).phrase,
             path=out / name,
         )
         pictures.append(name)
@@ -151,7 +149,7 @@ def _write_csv(report: TransferReport, path: Path) -> None:
 def _table(report: TransferReport, amount: str) -> Table:
     seeds = len(report.seeds)
     table = Table(
-        title=f"{report.data}, labels: {Amount(amount).title}; last epoch of "
+        title=f"{report.data}, {Amount(amount).phrase}; epoch "
         f"{report.classifier.epochs}" + (f" (mean ± sd of {seeds} seeds)" if seeds > 1 else ""),
         title_justify="left",
     )
