@@ -108,7 +108,7 @@ def test_labels_are_drawn_by_class():
     [
         (["simclr", "--labels", "few"], "labels: expected percentages such as 10% or labels per"),
         (["simclr", "--labels", "0%"], "labels: expected percentages"),
-        (["simclr", "--labels", "5000"], "labels: expected at most 122 per class"),
+        (["simclr", "--labels", "5000"], "labels: expected at most 121 per class"),
         (["simclr", "--labels", "1%", "1%"], "labels: expected distinct amounts"),
         (["simclr", "--classifier.epochs", "0"], "classifier.epochs: expected an integer >= 1"),
         (["simclr", "--without", "Flip"], "without: expected augmentations of recipe 'digits'"),
