@@ -1,4 +1,4 @@
-"""The command line: ``fastcl info | check | train``."""
+"""The command line: ``fastcl info | check | train | transfer | ablate``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ def info() -> int:
     )
     print("\nbackends, in order of preference:")
     for backend in backends().values():
-        if backend.unavailable:
-            print(f"  {backend.name:<10} no   {backend.unavailable}")
+        reason = backend.unavailable
+        if backend.devices == ("cuda",) and not reason and not torch.cuda.is_available():
+            reason = f"torch sees no GPU ({backend.detail})"
+        if reason:
+            print(f"  {backend.name:<10} no   {reason}")
             continue
         print(f"  {backend.name:<10} yes  {backend.detail}")
         devices = "any device" if backend.devices is None else ", ".join(backend.devices)
         dtypes = ", ".join(str(p).removeprefix("torch.") for p in backend.precisions)
         print(f"             {devices}; {dtypes}")
         missing = [op for op in OPS if op not in backend.ops]
-        if missing:
+        if missing and not backend.partial:
             print(f"             not: {', '.join(missing)}")
     return 0
 
@@ -46,11 +49,16 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser(
         "train", help="train a method; 'fastcl train --help' says more", add_help=False
     )
+    commands.add_parser(
+        "transfer", help="what pretraining is worth to a classifier on few labels", add_help=False
+    )
+    commands.add_parser("ablate", help="train a method with one setting varied", add_help=False)
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "train":
-        from .trainers import main as train
+    if arguments.command in ("train", "transfer", "ablate"):
+        from .trainers import command
 
-        return train(rest)
+        runs = {"train": command.main, "transfer": command.transfer, "ablate": command.ablate}
+        return runs[arguments.command](rest)
     if rest:
         parser.error(f"unexpected arguments: {' '.join(rest)}")
     if arguments.command == "check":
