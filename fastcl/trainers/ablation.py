@@ -135,7 +135,10 @@ def _table(
         cells = []
         for setting in settings:
             entry = points.get(setting)
-            text = "" if entry is None else f"{100 * entry['mean']:.1f}"
-            cells.append(text if seeds == 1 or not text else f"{text} ± {100 * entry['sd']:.1f}")
+            if entry is None:
+                cells.append("")
+                continue
+            spread = f" ± {100 * entry['sd']:.1f}" if seeds > 1 else ""
+            cells.append(f"{100 * entry['mean']:.1f}{spread}")
         table.add_row(line, *cells)
     return table
