@@ -30,6 +30,9 @@ TESTS = (
     "cpu/test_determinism.py", "cpu/test_gradients.py", "cpu/test_layout.py",
     "memory/test_errors.py",
 )  # fmt: skip
+# the tools' own packages must not pass for installed ones
+CLEAN = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+CLEAN["OMP_NUM_THREADS"] = "1"
 # versions of libc, libm and the C++ runtime, or C functions that torch promises to keep
 STABLE = re.compile(
     r"@(GLIBC|GLIBCXX|CXXABI|GCC)_|^(aoti_torch|torch)_\w+$"
@@ -105,19 +108,17 @@ def check_environment(wheel: Path, torch: str, python: str) -> list[str]:
     environment = _environment(torch, python)
     own = environment / "bin/python"
     command = [own, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", wheel]
-    subprocess.run(command, check=True)
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    clean |= {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=CLEAN)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "tests", Path(folder, "tests"))
         where = subprocess.run(
-            [own, "-c", "import fastcl; print(fastcl.__file__)"], cwd=folder, env=clean,
+            [own, "-c", "import fastcl; print(fastcl.__file__)"], cwd=folder, env=CLEAN,
             capture_output=True, text=True,
         )  # fmt: skip
         if where.returncode or not where.stdout.startswith(str(environment)):
-            return [f"{torch}: import gives {where.stdout}{where.stderr}"]
+            return [f"{torch}: import gives {where.stdout}{where.stderr[-2000:]}"]
         info = subprocess.run(
-            [environment / "bin/fastcl", "info"], cwd=folder, env=clean, capture_output=True,
+            [environment / "bin/fastcl", "info"], cwd=folder, env=CLEAN, capture_output=True,
             text=True,
         )  # fmt: skip
         print(info.stdout + info.stderr)
@@ -136,7 +137,7 @@ def check_environment(wheel: Path, torch: str, python: str) -> list[str]:
         tests = subprocess.run(
             [environment / "bin/pytest", *(f"tests/{test}" for test in TESTS)],
             cwd=folder,
-            env=clean,
+            env=CLEAN,
         )
         return wrong + ([f"{torch}: tests fail"] if tests.returncode else [])
 
@@ -150,11 +151,11 @@ def _environment(torch: str, python: str) -> Path:
     if not (place / ".ready").exists():
         print(f"making {place.relative_to(ROOT)}", flush=True)
         shutil.rmtree(place, ignore_errors=True)
-        subprocess.run([python, "-m", "venv", place], check=True)
+        subprocess.run([python, "-m", "venv", place], check=True, env=CLEAN)
         install = [place / "bin/python", "-m", "pip", "install", "-q", "--no-cache-dir"]
         install += ["--disable-pip-version-check"]
-        subprocess.run([*install, torch], check=True)
-        subprocess.run([*install, "pytest>=8", "numpy>=1.26"], check=True)
+        subprocess.run([*install, torch], check=True, env=CLEAN)
+        subprocess.run([*install, "pytest>=8", "numpy>=1.26"], check=True, env=CLEAN)
         (place / ".ready").touch()
     return place
 
