@@ -61,8 +61,10 @@ gpu:  ## correctness and speed on this machine's CUDA GPU, with the torch and Tr
 
 dev: $(VENV)/.ready  ## the environment only
 
-wheel: $(VENV)/.ready  ## dist/*.whl with both native modules; needs nvcc, but no GPU
+wheel: $(VENV)/.ready  ## dist/*.whl with both native modules, and an sdist; needs nvcc, no GPU
+	rm -rf dist
 	FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
+	FASTCL_BUILD_CPU=0 FASTCL_BUILD_CUDA=0 $(BIN)/python setup.py -q sdist
 
 build/wheel-tools: $(VENV)/.ready
 	$(BIN)/pip install -q --disable-pip-version-check --target $@ abi3audit nvidia-cuda-cuobjdump \
@@ -71,7 +73,7 @@ build/wheel-tools: $(VENV)/.ready
 # the newest of these brings CUDA libraries of 5 GB with it
 WHEEL_TORCH ?= torch==2.13.0 torch==2.14.1
 test-wheel: wheel build/wheel-tools  ## install the wheel beside several torches, in fresh places
-	PYTHONPATH=build/wheel-tools $(BIN)/python tests/wheel.py $$(ls -t dist/*.whl | head -1) \
+	PYTHONPATH=build/wheel-tools $(BIN)/python tests/wheel.py dist/*.whl --sdist dist/*.tar.gz \
 		--torch $(WHEEL_TORCH) --python $$(command -v $(PYTHON))
 
 # torch comes first and alone, so that nothing later pulls a CUDA build of it

@@ -1,9 +1,9 @@
 """One wheel for every torch: what is in it, and its tests in fresh environments.
 
-    python tests/wheel.py dist/fastcl-*.whl --torch torch==2.13.0 torch==2.14.1
+    python tests/wheel.py dist/*.whl --sdist dist/*.tar.gz --torch torch==2.13.0
 
 The wheel is looked at first: its tag, its contents, what its modules need from the machine, the
-GPUs they hold code for. Then it is installed beside each torch, outside the checkout, says what it
+GPUs they hold code for; a source distribution builds the same again. Then it is installed beside each torch, outside the checkout, says what it
 can do there, and passes the tests that need no GPU. Environments are kept under ``build/wheel`` and
 used again.
 """
@@ -103,6 +103,23 @@ def check_contents(wheel: Path, python: str) -> list[str]:
     return wrong
 
 
+def check_sdist(sdist: Path, wheel: Path) -> list[str]:
+    """What a wheel built from ``sdist`` lacks beside ``wheel``, compiled modules apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps"]
+        command += ["--disable-pip-version-check", "-w", folder, str(sdist)]
+        leave_out = {"FASTCL_BUILD_CPU": "0", "FASTCL_BUILD_CUDA": "0"}
+        if subprocess.run(command, env=CLEAN | leave_out).returncode:
+            return [f"{sdist.name} does not build"]
+        (again,) = Path(folder).glob("*.whl")
+        found, wanted = (
+            {name for name in zipfile.ZipFile(path).namelist() if ".dist-info" not in name}
+            for path in (again, wheel)
+        )
+    lost = sorted(name for name in wanted - found if not name.endswith(".so"))
+    return [f"{sdist.name} lacks {', '.join(lost)}"] if lost else []
+
+
 def check_environment(wheel: Path, torch: str, python: str) -> list[str]:
     """What goes wrong with ``wheel`` beside ``torch``."""
     environment = _environment(torch, python)
@@ -163,11 +180,14 @@ def _environment(torch: str, python: str) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path)
+    parser.add_argument("--sdist", type=Path, help="of the same sources")
     parser.add_argument("--torch", nargs="*", default=[], help="requirements, one per environment")
     parser.add_argument("--python", default=sys.executable, help="of the environments")
     options = parser.parse_args()
     wheel = options.wheel.resolve()
     wrong = check_contents(wheel, sys.executable)
+    if options.sdist:
+        wrong += check_sdist(options.sdist.resolve(), wheel)
     for torch in options.torch:
         print(f"\n== {wheel.name} beside {torch}", flush=True)
         try:
