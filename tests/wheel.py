@@ -3,9 +3,9 @@
     python tests/wheel.py dist/*.whl --sdist dist/*.tar.gz --torch torch==2.13.0
 
 The wheel is looked at first: its tag, its contents, what its modules need from the machine, the
-GPUs they hold code for; a source distribution builds the same again. Then it is installed beside each torch, outside the checkout, says what it
-can do there, and passes the tests that need no GPU. Environments are kept under ``build/wheel`` and
-used again.
+GPUs they hold code for; a source distribution must build the same again. Then it is installed
+beside each torch, outside the checkout, says what it can do there, and passes the tests that need
+no GPU. Environments are kept under ``build/wheel`` and used again.
 """
 
 from __future__ import annotations
