@@ -36,7 +36,8 @@ def measure(name: str, out: Path) -> tuple[str, bool]:
     process = subprocess.run(command, capture_output=True, text=True)
     seconds = (processor_seconds() - before) / len(SEEDS)
     if process.returncode:
-        return f"{name:<14}failed: {process.stderr.strip().splitlines()[-1]}", False
+        said = process.stderr.strip().splitlines() or ["no word of why"]
+        return f"{name:<14}exit code {process.returncode}: {said[-1]}", False
     results = json.loads((out / name / "results.json").read_text())
     headline = results["headline"]
     metric = headline["metric"]
