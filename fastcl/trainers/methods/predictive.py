@@ -139,6 +139,7 @@ class CSWMOptions(TrainOptions):
     batch_size: int = 1024
     optimizer: str = "adam"
     learning_rate: float = 5e-4
+    weight_decay: float = 0.0
     schedule: str = "constant"
     checkpoint_every: int = 5
     world: str = "shapes"
