@@ -11,18 +11,26 @@ if TYPE_CHECKING:
     from fastcl.data.batches import EpochShuffledBatches
     from fastcl.data.digits import load_digit_splits
     from fastcl.data.files import DATA_SETS
+    from fastcl.data.render import WORLDS
+    from fastcl.data.sequences import digit_sequences
     from fastcl.data.splits import Split, Splits
+    from fastcl.data.tones import random_tones
     from fastcl.data.views import RECIPES, Augment, TwoViews
+    from fastcl.data.worlds import random_episodes
 
 __all__ = [
     "DATA_SETS",
     "RECIPES",
+    "WORLDS",
     "Augment",
     "EpochShuffledBatches",
     "Split",
     "Splits",
     "TwoViews",
+    "digit_sequences",
     "load_digit_splits",
+    "random_episodes",
+    "random_tones",
     "require",
 ]
 
@@ -34,7 +42,11 @@ _HOMES = {  # name -> its module here, and what that needs of the extra
     "Split": ("splits", "numpy"),
     "Splits": ("splits", "numpy"),
     "TwoViews": ("views", "kornia"),
+    "WORLDS": ("render", "numpy"),
+    "digit_sequences": ("sequences", "numpy"),
     "load_digit_splits": ("digits", "sklearn"),
+    "random_episodes": ("worlds", "numpy"),
+    "random_tones": ("tones", "numpy"),
 }
 
 

@@ -1,8 +1,11 @@
-"""Encoders (images to features) and the heads that sit on them while they are pretrained."""
+"""Encoders (images, sounds, worlds to features) and the heads that sit on them in pretraining."""
 
+from fastcl.encoders.audio import AudioEncoder
 from fastcl.encoders.cnn import MNISTCNN, SmallCNN
+from fastcl.encoders.context import GRUContext, StepEncoder
 from fastcl.encoders.freezing import Frozen, freeze
 from fastcl.encoders.heads import LinearHead, MLPHead, check_fit, projection_head
+from fastcl.encoders.objects import ObjectEncoder, TransitionGNN
 from fastcl.encoders.resnet import (
     RESNETS,
     ResNet,
@@ -16,11 +19,16 @@ from fastcl.encoders.resnet import (
 __all__ = [
     "MNISTCNN",
     "RESNETS",
+    "AudioEncoder",
     "Frozen",
+    "GRUContext",
     "LinearHead",
     "MLPHead",
+    "ObjectEncoder",
     "ResNet",
     "SmallCNN",
+    "StepEncoder",
+    "TransitionGNN",
     "check_fit",
     "freeze",
     "load_torchvision",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastcl.data.extras import require
 from fastcl.evaluation.features import calibrate_batch_norm, extract_features
 from fastcl.evaluation.knn import knn_accuracy, knn_predict
+from fastcl.evaluation.ranking import hits_at, mean_reciprocal_rank, ranks_by_distance
 
 if TYPE_CHECKING:
     from fastcl.evaluation.probe import linear_probe
@@ -14,9 +15,12 @@ if TYPE_CHECKING:
 __all__ = [
     "calibrate_batch_norm",
     "extract_features",
+    "hits_at",
     "knn_accuracy",
     "knn_predict",
     "linear_probe",
+    "mean_reciprocal_rank",
+    "ranks_by_distance",
 ]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from fastcl.trainers.methods import images
+from fastcl.trainers.methods import images, predictive
 from fastcl.trainers.methods.record import Method
 
-METHODS: dict[str, Method] = {method.name: method for method in (*images.METHODS,)}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (*images.METHODS, *predictive.METHODS)
+}
 
 __all__ = ["METHODS", "Method"]
