@@ -304,6 +304,8 @@ inline float exp2_fast(float x) {
   const float y = std::exp2(x);
   return y < 1.17549435e-38f ? 0.0f : y;
 }
+inline float as_float(uint32_t x) { return emulation::as_float(x); }
+inline uint32_t as_bits(float x) { return emulation::as_bits(x); }
 inline uint32_t pack(bf16, float low, float high) {
   return emulation::to_bf16(low) | (uint32_t)emulation::to_bf16(high) << 16;
 }

@@ -1,0 +1,769 @@
+// From features to a loss and its gradients in one cooperative launch, for batches whose time is
+// that of launches and of trips to memory, not of arithmetic.
+//
+// Rows of a and of b alike meet keys: all rows of both (form views) or those of the other batch.
+// Entry (i, j) then counts for row i, and for the row that j is: its gradient is
+//     W_ij = g_i exp(s_ij - lse_i) + g_j exp(s_ij - lse_j),
+// so every gradient is a sum over a row's keys, W x keys, and no other direction is needed. Row i
+// and its partner share an index and are no negatives, nor is i itself: whatever the form, what is
+// left out is i == j.
+//
+// A block of threads takes an item: 64 rows and some tiles of 128 keys, of which each of 4 x 2 warps
+// takes 16 rows and 64 keys. Between two meetings of the grid,
+//   1. sums of exponentials (with their maximum) go to slots;
+//   2. slots give log-sum-exps, hence weights; scores are formed again, unless an item is one tile
+//      and they are still in registers; parts of the gradients go to slots;
+//   3. slots are added up and pass the derivative of the normalisation.
+// Every slot has one writer and is read in a fixed order. What an item is depends on the shape of
+// the problem alone, so results do not depend on how many blocks run.
+//
+// Products take features as they come: lengths divide afterwards, in fp32, so that 16-bit inputs
+// are not rounded again. Logarithms and scores are to base 2.
+#include "small_batch.h"
+
+#include <cmath>
+
+#include "device.h"
+
+namespace fastcl::cuda {
+namespace {
+
+constexpr int kRows = 64, kKeys = 128, kThreads = 256, kWarps = kThreads / 32;
+constexpr int kSweepKeys = 64, kKeyTiles = kSweepKeys / 8;  // of a warp
+constexpr int kItems = 128;  // as many as recent GPUs have multiprocessors
+constexpr int kPad = 32;     // features are padded to a multiple, with zeros
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+// A sum of 2^(x - max).
+struct alignas(8) Sum {
+  float max, sum;
+};
+
+struct Batch {
+  const void* data;
+  Type type;
+  i64 stride;
+  bool copies;   // rows are copied as they are, in pieces of 16 bytes
+  bool shrinks;  // rounded to fewer bits: lengths divide first, lest range be lost
+  bool loses;    // its rows are classified
+  float* grad;
+};
+
+struct Call {
+  Batch batches[2];
+  int n, d, padded, pitch;  // the pitch is in bytes: 16 over, so that rows lie in other banks
+  int blocks, tiles;        // of a batch's rows, of its keys
+  int splits, span;         // of a row's keys, and tiles in each but the last
+  int stages;               // tiles of keys in shared memory
+  bool views;
+  float eps, share;
+  const float* scale;
+  float *loss, *grad_scale;
+  Sum* sums;         // [2 splits, 2 n], a warp's keys each
+  float* gradients;  // [splits, 2 n, padded]
+  float* cosines;    // [n]
+  float* inverse;    // [2 n], reciprocal lengths
+  float* gains;      // [2 n], derivatives by log-sum-exps
+  float* losses;     // [2 n]
+  float* scales;     // [items], parts of the scale's gradient
+
+  FASTCL_DEVICE int items() const { return 2 * blocks * splits; }
+  FASTCL_DEVICE int met() const { return views ? 2 * tiles : tiles; }  // tiles that a row meets
+};
+
+struct Tile {
+  int batch, first;
+};
+
+struct Item {
+  int batch, first, split, begin, tiles;
+
+  FASTCL_DEVICE Item(const Call& c, int index) {
+    const int block = index / c.splits;
+    split = index % c.splits;
+    batch = block / c.blocks;
+    first = block % c.blocks * kRows;
+    begin = split * c.span;
+    tiles = c.span < c.met() - begin ? c.span : c.met() - begin;
+  }
+  FASTCL_DEVICE Tile tile(const Call& c, int t) const {
+    const int index = begin + t;
+    return {c.views ? index / c.tiles : 1 - batch, index % c.tiles * kKeys};
+  }
+};
+
+struct Shared {
+  unsigned char *rows, *keys;
+  float *row_factor, *row_max, *row_weight, *row_cosine;  // [kRows]
+  float *key_factor, *key_max, *key_weight;               // [kKeys]
+  float* warps;                                           // [kWarps]
+
+  FASTCL_DEVICE explicit Shared(const Call& c) {
+    rows = shared_memory();
+    keys = rows + kRows * c.pitch;
+    row_factor = reinterpret_cast<float*>(keys + c.stages * kKeys * c.pitch);
+    row_max = row_factor + kRows;
+    row_weight = row_max + kRows;
+    row_cosine = row_weight + kRows;
+    key_factor = row_cosine + kRows;
+    key_max = key_factor + kKeys;
+    key_weight = key_max + kKeys;
+    warps = key_weight + kKeys;
+  }
+};
+constexpr int kSharedFloats = 4 * kRows + 3 * kKeys + kWarps;
+
+FASTCL_DEVICE float read(float x) { return x; }
+template <class T>
+FASTCL_DEVICE float read(T x) {
+  return widen(x);
+}
+FASTCL_DEVICE void store(float* to, float x) { *to = x; }
+template <class T>
+FASTCL_DEVICE void store(T* to, float x) {
+  to->bits = (uint16_t)pack(T{}, x, 0.0f);
+}
+
+FASTCL_DEVICE float warp_sum(float x) {
+  for (int mask = 16; mask; mask /= 2) x += shuffle_xor(x, mask);
+  return x;
+}
+
+FASTCL_DEVICE float inverse_length(float squares, float eps) {
+  const float length = sqrtf(squares);
+  return 1.0f / (length < eps ? eps : length);  // NaN stays NaN
+}
+
+// Entries lane, lane + 32, ... of a row, zero past its end.
+template <class T, int kCount>
+FASTCL_DEVICE void read_row(float (&x)[kCount], const Batch& batch, i64 row, int d, int lane) {
+  const T* from = static_cast<const T*>(batch.data) + row * batch.stride;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) x[k] = lane + 32 * k < d ? read(from[lane + 32 * k]) : 0.0f;
+}
+template <int kCount>
+FASTCL_DEVICE void read_row(float (&x)[kCount], const Batch& batch, i64 row, int d, int lane) {
+  switch (batch.type) {
+    case Type::f32: return read_row<float>(x, batch, row, d, lane);
+    case Type::bf16: return read_row<bf16>(x, batch, row, d, lane);
+    case Type::f16: return read_row<f16>(x, batch, row, d, lane);
+  }
+}
+
+// Both reciprocal lengths and the cosine of each pair, a warp per pair.
+template <int kWidth>
+FASTCL_DEVICE void measure_pairs(const Call& c) {
+  const int lane = threadIdx.x % 32;
+  for (int i = blockIdx.x * kWarps + threadIdx.x / 32; i < c.n; i += gridDim.x * kWarps) {
+    float a[kWidth / 32], b[kWidth / 32], aa = 0.0f, bb = 0.0f, ab = 0.0f;
+    read_row(a, c.batches[0], i, c.d, lane);
+    read_row(b, c.batches[1], i, c.d, lane);
+#pragma unroll
+    for (int k = 0; k < kWidth / 32; ++k) aa += a[k] * a[k], bb += b[k] * b[k], ab += a[k] * b[k];
+    const float first = inverse_length(warp_sum(aa), c.eps);
+    const float second = inverse_length(warp_sum(bb), c.eps);
+    const float cosine = warp_sum(ab) * first * second;
+    if (lane == 0) c.inverse[i] = first, c.inverse[c.n + i] = second, c.cosines[i] = cosine;
+  }
+}
+
+// `count` rows from `first` on to shared memory, zeros past the batch: on their way, or there.
+template <class T, int kWidth>
+FASTCL_DEVICE void bring(const Call& c, unsigned char* to, Tile rows, int count) {
+  const Batch& batch = c.batches[rows.batch];
+  if (batch.copies) {
+    constexpr int kPiece = 16 / sizeof(T);
+    const T* from = static_cast<const T*>(batch.data);
+    const int pieces = c.padded / kPiece;
+    for (int i = threadIdx.x; i < count * pieces; i += kThreads) {
+      const int row = i / pieces, d = i % pieces * kPiece;
+      const bool valid = rows.first + row < c.n && d < c.d;
+      cp_async(to + row * c.pitch + d * sizeof(T),
+               from + (valid ? (rows.first + row) * batch.stride + d : 0), valid);
+    }
+    return;
+  }
+  const int lane = threadIdx.x % 32;
+  for (int row = threadIdx.x / 32; row < count; row += kWarps) {
+    float x[kWidth / 32], squares = 0.0f;
+    read_row(x, batch, rows.first + row, rows.first + row < c.n ? c.d : 0, lane);
+#pragma unroll
+    for (int k = 0; k < kWidth / 32; ++k) squares += x[k] * x[k];
+    const float factor = batch.shrinks ? inverse_length(warp_sum(squares), c.eps) : 1.0f;
+    T* line = reinterpret_cast<T*>(to + row * c.pitch);
+#pragma unroll
+    for (int k = 0; k < kWidth / 32; ++k)
+      if (32 * k < c.padded) store(line + lane + 32 * k, x[k] * factor);
+  }
+}
+
+// An item's rows and its first tile.
+template <class T, int kWidth>
+FASTCL_DEVICE void bring_item(const Call& c, const Shared& s, const Item& item) {
+  bring<T, kWidth>(c, s.rows, {item.batch, item.first}, kRows);
+  bring<T, kWidth>(c, s.keys, item.tile(c, 0), kKeys);
+  cp_async_commit();
+}
+
+struct alignas(16) Piece {
+  u32 words[4];
+};
+FASTCL_DEVICE float squares_of(float, u32 word) { return as_float(word) * as_float(word); }
+template <class T>
+FASTCL_DEVICE float squares_of(T, u32 word) {
+  const float low = widen(T{(uint16_t)word}), high = widen(T{(uint16_t)(word >> 16)});
+  return low * low + high * high;
+}
+
+// What rows in shared memory are multiplied with to be of unit length; eight lanes per row.
+template <class T>
+FASTCL_DEVICE void measure(const Call& c, float* factors, const unsigned char* rows, int batch,
+                           int count) {
+  const int member = threadIdx.x % 8, pieces = c.padded * (int)sizeof(T) / 16;
+  for (int row = threadIdx.x / 8; row < count; row += kThreads / 8) {
+    float squares = 0.0f;
+    for (int i = member; i < pieces; i += 8) {
+      const Piece piece = *reinterpret_cast<const Piece*>(rows + row * c.pitch + 16 * i);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) squares += squares_of(T{}, piece.words[k]);
+    }
+    for (int mask = 4; mask; mask /= 2) squares += shuffle_xor(squares, mask);
+    if (member == 0)
+      factors[row] = c.batches[batch].shrinks ? 1.0f : inverse_length(squares, c.eps);
+  }
+}
+
+// x = high + low, both TF32, all but exactly: three products of parts keep fp32's precision.
+struct Parts {
+  u32 high, low;
+};
+FASTCL_DEVICE Parts parts_of(float x) {
+  const u32 high = round_tf32(x);
+  return {high, round_tf32(x - as_float(high))};
+}
+FASTCL_DEVICE void multiply_parts(float (&c)[4], const u32 (&high)[4], const u32 (&low)[4],
+                                  Parts b0, Parts b1) {
+  multiply_tf32(c, low, b0.high, b1.high);
+  multiply_tf32(c, high, b0.low, b1.low);
+  multiply_tf32(c, high, b0.high, b1.high);
+}
+
+// Scores [16, 64] of a warp before lengths divide: number 4 n + i of lane 4 g + t belongs to row
+// g + i / 2 * 8 and key 8 n + 2 t + i % 2.
+using Scores = float[kKeyTiles][4];
+
+FASTCL_DEVICE void clear(Scores& s) {
+#pragma unroll
+  for (int n = 0; n < kKeyTiles; ++n)
+    for (int i = 0; i < 4; ++i) s[n][i] = 0.0f;
+}
+
+// `rows`, `keys`: where this lane loads matrices.
+template <class T>
+FASTCL_DEVICE void multiply_rows(T, Scores& s, const unsigned char* rows, const unsigned char* keys,
+                                 int pitch, int padded) {
+  clear(s);
+  for (int d = 0; d < padded; d += 16) {
+    u32 a[4];
+    load_matrices<false>(a, rows + 2 * d);
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; n += 2) {
+      u32 b[4];
+      load_matrices<false>(b, keys + 8 * n * pitch + 2 * d);
+      multiply(T{}, s[n], a, b[0], b[1]);
+      multiply(T{}, s[n + 1], a, b[2], b[3]);
+    }
+  }
+}
+FASTCL_DEVICE void multiply_rows(float, Scores& s, const unsigned char* rows,
+                                 const unsigned char* keys, int pitch, int padded) {
+  clear(s);
+  for (int d = 0; d < padded; d += 32) {
+    u32 high[4][4], low[4][4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      u32 a[4];
+      load_matrices<false>(a, rows + 4 * d + 32 * k);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Parts parts = parts_of(as_float(a[i]));
+        high[k][i] = parts.high, low[k][i] = parts.low;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; n += 2) {
+      // tensor cores truncate as they add: long sums are formed outside, from short ones
+      float part[2][4] = {};
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        u32 b[4];
+        load_matrices<false>(b, keys + 8 * n * pitch + 4 * d + 32 * k);
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          multiply_parts(part[h], high[k], low[k], parts_of(as_float(b[2 * h])),
+                         parts_of(as_float(b[2 * h + 1])));
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        for (int i = 0; i < 4; ++i) s[n + h][i] += part[h][i];
+    }
+  }
+}
+
+// Weights [16, 64] of a warp times its keys, added to [16, features]; tiles are of 8 features.
+template <int kTiles>
+FASTCL_DEVICE void multiply_keys(bf16, float (&sum)[kTiles][4], const Scores& w,
+                                 const unsigned char* keys, int pitch, int tiles) {
+  const int lane = threadIdx.x % 32;
+  keys += lane % 16 * pitch + lane / 16 * 16;
+#pragma unroll
+  for (int k = 0; k < kKeyTiles; k += 2) {
+    const u32 a[4] = {pack(bf16{}, w[k][0], w[k][1]), pack(bf16{}, w[k][2], w[k][3]),
+                      pack(bf16{}, w[k + 1][0], w[k + 1][1]),
+                      pack(bf16{}, w[k + 1][2], w[k + 1][3])};
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      if (n >= tiles) break;
+      u32 b[4];
+      load_matrices<true>(b, keys + 8 * k * pitch + 16 * n);
+      multiply(bf16{}, sum[n], a, b[0], b[1]);
+      multiply(bf16{}, sum[n + 1], a, b[2], b[3]);
+    }
+  }
+}
+// Weights can be far below what fp16 holds: both sides are widened to TF32, which has its digits.
+// Of eight keys, the operands' places t and t + 4 hold keys 2 t and 2 t + 1.
+template <int kTiles>
+FASTCL_DEVICE void multiply_keys(f16, float (&sum)[kTiles][4], const Scores& w,
+                                 const unsigned char* keys, int pitch, int tiles) {
+  const int lane = threadIdx.x % 32;
+  keys += lane % 16 * pitch + lane / 16 * 16;
+#pragma unroll
+  for (int k = 0; k < kKeyTiles; k += 2) {
+    u32 a[2][4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      for (int i = 0; i < 4; ++i) a[h][i] = round_tf32(w[k + h][i % 2 * 2 + i / 2]);
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      if (n >= tiles) break;
+      u32 b[4];
+      load_matrices<true>(b, keys + 8 * k * pitch + 16 * n);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        multiply_tf32(sum[n + i / 2], a[i % 2], as_bits(widen(f16{(uint16_t)b[i]})),
+                      as_bits(widen(f16{(uint16_t)(b[i] >> 16)})));
+    }
+  }
+}
+template <int kTiles>
+FASTCL_DEVICE void multiply_keys(float, float (&sum)[kTiles][4], const Scores& w,
+                                 const unsigned char* keys, int pitch, int tiles) {
+  const int lane = threadIdx.x % 32;
+  keys += lane % 4 * 2 * pitch + lane / 4 * 4;
+#pragma unroll
+  for (int k = 0; k < kKeyTiles; k += 2) {
+    u32 high[2][4], low[2][4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      for (int i = 0; i < 4; ++i) {
+        const Parts parts = parts_of(w[k + h][i % 2 * 2 + i / 2]);
+        high[h][i] = parts.high, low[h][i] = parts.low;
+      }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      if (n >= tiles) break;
+      float part[4] = {};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const unsigned char* at = keys + 8 * (k + h) * pitch + 32 * n;
+        multiply_parts(part, high[h], low[h], parts_of(*reinterpret_cast<const float*>(at)),
+                       parts_of(*reinterpret_cast<const float*>(at + pitch)));
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[n][i] += part[i];
+    }
+  }
+}
+
+// Where a thread's scores lie.
+struct Place {
+  int warp, lane;
+  int row;  // the first of two, eight apart, in the block of rows
+  int key;  // the first, in the tile
+
+  FASTCL_DEVICE Place() {
+    warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    row = warp % 4 * 16 + lane / 4;
+    key = half() * kSweepKeys + lane % 4 * 2;
+  }
+  FASTCL_DEVICE int half() const { return warp / 4; }
+};
+
+template <class T>
+FASTCL_DEVICE void form_cosines(const Call& c, const Shared& s, Scores& x,
+                                const unsigned char* keys, const Place& p) {
+  const int lane = p.lane;
+  multiply_rows(T{}, x, s.rows + (p.warp % 4 * 16 + lane % 16) * c.pitch + lane / 16 * 16,
+                keys + (p.half() * kSweepKeys + lane % 8 + lane / 16 * 8) * c.pitch +
+                    lane / 8 % 2 * 16,
+                c.pitch, c.padded);
+#pragma unroll
+  for (int n = 0; n < kKeyTiles; ++n)
+    for (int i = 0; i < 4; ++i)
+      x[n][i] *= s.row_factor[p.row + i / 2 * 8] * s.key_factor[p.key + 8 * n + i % 2];
+}
+
+// Whether row and key, both numbers in their batch, are a row and one of its negatives.
+FASTCL_DEVICE bool counts(const Call& c, int row, int key) {
+  return row != key && row < c.n && key < c.n;
+}
+
+FASTCL_DEVICE float above(float max) { return max == -INFINITY ? 0.0f : max; }
+
+// The exponentials of this thread's scores in one of its rows.
+FASTCL_DEVICE void add_exponentials(const Call& c, Sum& sum, const Scores& cosines, int which,
+                                    float scale, int row, int key) {
+  float max = sum.max;
+#pragma unroll
+  for (int n = 0; n < kKeyTiles; ++n)
+    for (int i = 0; i < 2; ++i)
+      if (counts(c, row, key + 8 * n + i)) max = fmaxf(max, cosines[n][2 * which + i] * scale);
+  const float base = above(max);
+  float total = sum.sum * exp2_fast(sum.max - base);
+#pragma unroll
+  for (int n = 0; n < kKeyTiles; ++n)
+    for (int i = 0; i < 2; ++i)
+      if (counts(c, row, key + 8 * n + i))
+        total += exp2_fast(cosines[n][2 * which + i] * scale - base);
+  sum = {max, total};
+}
+
+// A classified row: its negatives' exponentials weigh weight 2^(score - max) in the gradient.
+struct Term {
+  float max, weight, gain, loss;
+};
+FASTCL_DEVICE Term term_of(const Call& c, int batch, int row, float scale) {
+  if (!c.batches[batch].loses || row >= c.n) return {INFINITY, 0.0f, 0.0f, 0.0f};
+  const Sum* sums = c.sums + batch * c.n + row;
+  float max = -INFINITY, total = 0.0f;
+#pragma unroll 8
+  for (int i = 0; i < 2 * c.splits; ++i) max = fmaxf(max, sums[i * 2 * c.n].max);
+  const float base = above(max);
+#pragma unroll 8
+  for (int i = 0; i < 2 * c.splits; ++i) {
+    const Sum part = sums[i * 2 * c.n];
+    total += part.sum * exp2_fast(part.max - base);
+  }
+  const float gap = ((base - c.cosines[row] * scale) + log2f(total)) * kLn2;  // no negative: -inf
+  const float t = expf(-fabsf(gap));
+  const float gain = c.share * ((gap < 0.0f ? t : 1.0f) / (1.0f + t));
+  return {base, total == 0.0f ? 0.0f : gain / total, gain, fmaxf(gap, 0.0f) + log1pf(t)};
+}
+
+// What a tile's rows or keys, `count` from `first` on, are multiplied with.
+FASTCL_DEVICE float factor_of(const Call& c, int batch, int row) {
+  return row >= c.n || c.batches[batch].shrinks ? 1.0f : c.inverse[batch * c.n + row];
+}
+
+// Over the tiles of an item: prepare(tile, keys, first) by all threads once its keys are there,
+// then body(tile, keys). Keys that are there already (`kept`) are not brought.
+template <class T, int kWidth, class Prepare, class Body>
+FASTCL_DEVICE void sweep(const Call& c, const Shared& s, const Item& item, bool kept,
+                         const Prepare& prepare, const Body& body) {
+  const auto stage = [&](int t) { return s.keys + t % c.stages * kKeys * c.pitch; };
+  const auto bring_tile = [&](int t) {
+    bring<T, kWidth>(c, stage(t), item.tile(c, t), kKeys);
+    cp_async_commit();
+  };
+  for (int t = 0; t < item.tiles; ++t) {
+    const bool more = !kept && t + 1 < item.tiles;
+    if (more && c.stages == 2) {
+      bring_tile(t + 1);
+      cp_async_wait<1>();
+    } else {
+      cp_async_wait<0>();
+    }
+    sync_threads();
+    prepare(item.tile(c, t), stage(t), t == 0);
+    sync_threads();
+    body(item.tile(c, t), stage(t));
+    sync_threads();
+    if (more && c.stages == 1) bring_tile(t + 1);
+  }
+}
+
+// Both halves' sums [16, features] of each four warps, to the item's slot.
+template <int kTiles>
+FASTCL_DEVICE void store_gradients(const Call& c, const Shared& s, const Item& item,
+                                   const float (&sum)[kTiles][4], const Place& p) {
+  const int tiles = c.padded / 8;
+  float* exchange = reinterpret_cast<float*>(s.keys) + p.warp % 4 * tiles * 128 + p.lane;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+    for (int i = 0; i < 4; ++i)
+      if (p.half() == 1 && n < tiles) exchange[(4 * n + i) * 32] = sum[n][i];
+  sync_threads();
+  float* slot = c.gradients + (i64)(item.split * 2 + item.batch) * c.n * c.padded;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+    for (int i = 0; i < 4; ++i) {
+      const int row = item.first + p.row + i / 2 * 8;
+      if (p.half() == 0 && n < tiles && row < c.n)
+        slot[row * c.padded + 8 * n + p.lane % 4 * 2 + i % 2] =
+            sum[n][i] + exchange[(4 * n + i) * 32];
+    }
+  sync_threads();
+}
+
+// The sum of a number per thread, in thread 0.
+FASTCL_DEVICE float block_sum(const Shared& s, float x) {
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) s.warps[threadIdx.x / 32] = x;
+  sync_threads();
+  float total = 0.0f;
+  for (int w = 0; w < kWarps; ++w) total += s.warps[w];
+  sync_threads();
+  return total;
+}
+
+FASTCL_DEVICE float vector_sum(const Shared& s, const float* x, int count) {
+  float sum = 0.0f;
+  for (int i = threadIdx.x; i < count; i += kThreads) sum += x[i];
+  return block_sum(s, sum);
+}
+
+// A row's gradient from its parts, a warp per row: the pull of its negatives less that of its
+// partner, less what is along the row, over its length.
+template <int kWidth>
+FASTCL_DEVICE void finish_row(const Call& c, int batch, int row, int lane) {
+  constexpr int kCount = kWidth / 32;
+  float x[kCount], partner[kCount], pull[kCount] = {}, along = 0.0f;
+  read_row(x, c.batches[batch], row, c.d, lane);
+  read_row(partner, c.batches[1 - batch], row, c.d, lane);
+  const float* part = c.gradients + (i64)(batch * c.n + row) * c.padded + lane;
+#pragma unroll 4
+  for (int split = 0; split < c.splits; ++split, part += (i64)2 * c.n * c.padded)
+#pragma unroll
+    for (int k = 0; k < kCount; ++k)
+      if (32 * k < c.padded) pull[k] += part[32 * k];
+  float lost = 0.0f;
+  for (int side = 0; side < 2; ++side)
+    if (c.batches[side].loses) lost += c.gains[side * c.n + row];
+  const float inverse = c.inverse[batch * c.n + row];
+  lost *= c.inverse[(1 - batch) * c.n + row];
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    pull[k] = (pull[k] - lost * partner[k]) * *c.scale;
+    x[k] *= inverse;
+    along += x[k] * pull[k];
+  }
+  along = warp_sum(along);
+  if (inverse == 1.0f / c.eps) along = 0.0f;  // a short row is divided by a constant
+  float* grad = c.batches[batch].grad + (i64)row * c.d;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k)
+    if (lane + 32 * k < c.d) grad[lane + 32 * k] = (pull[k] - along * x[k]) * inverse;
+}
+
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads) small_batch_kernel(const __grid_constant__ Call c) {
+  const Shared s(c);
+  const Place p;
+  const float scale = *c.scale * kLog2e;
+  const int items = c.items();
+  // one item of one tile: its keys stay in shared memory, its scores in registers
+  const bool kept = items <= (int)gridDim.x && c.span == 1;
+  Scores scores;
+
+  const auto scored = [&](const Item& item) { return kept || c.batches[item.batch].loses; };
+  if (const Item first(c, blockIdx.x); scored(first)) bring_item<T, kWidth>(c, s, first);
+  measure_pairs<kWidth>(c);
+  for (int index = blockIdx.x; index < items; index += gridDim.x) {
+    const Item item(c, index);
+    if (!scored(item)) continue;
+    if (index != (int)blockIdx.x) bring_item<T, kWidth>(c, s, item);
+    Sum sums[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
+    sweep<T, kWidth>(
+        c, s, item, false,
+        [&](Tile tile, const unsigned char* keys, bool first) {
+          if (first) measure<T>(c, s.row_factor, s.rows, item.batch, kRows);
+          measure<T>(c, s.key_factor, keys, tile.batch, kKeys);
+        },
+        [&](Tile tile, const unsigned char* keys) {
+          form_cosines<T>(c, s, scores, keys, p);
+#pragma unroll
+          for (int i = 0; i < 2; ++i)
+            add_exponentials(c, sums[i], scores, i, scale, item.first + p.row + 8 * i,
+                             tile.first + p.key);
+        });
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float max = fmaxf(sums[i].max, shuffle_xor(sums[i].max, 1));
+      const float top = fmaxf(max, shuffle_xor(max, 2));
+      float sum = sums[i].sum * exp2_fast(sums[i].max - above(top));
+      for (int mask = 1; mask < 4; mask *= 2) sum += shuffle_xor(sum, mask);
+      const int row = item.first + p.row + 8 * i;
+      if (p.lane % 4 == 0 && row < c.n)
+        c.sums[((item.split * 2 + p.half()) * 2 + item.batch) * c.n + row] = {top, sum};
+    }
+  }
+
+  const auto pulled = [&](const Item& item) {
+    const Batch& batch = c.batches[item.batch];
+    return batch.grad || (c.grad_scale && batch.loses);
+  };
+  if (const Item first(c, blockIdx.x); !kept && pulled(first)) bring_item<T, kWidth>(c, s, first);
+  sync_grid();
+
+  for (int index = blockIdx.x; index < items; index += gridDim.x) {
+    const Item item(c, index);
+    if (threadIdx.x < kRows) {
+      const int row = item.first + threadIdx.x;
+      const Term term = term_of(c, item.batch, row, scale);
+      if (item.split == 0 && row < c.n) {
+        c.gains[item.batch * c.n + row] = term.gain;
+        c.losses[item.batch * c.n + row] = term.loss;
+      }
+      s.row_max[threadIdx.x] = term.max;
+      s.row_weight[threadIdx.x] = term.weight;
+      s.row_cosine[threadIdx.x] = row < c.n ? c.cosines[row] : 0.0f;
+      s.row_factor[threadIdx.x] = factor_of(c, item.batch, row);
+    }
+    if (!pulled(item)) continue;
+    if (!kept && index != (int)blockIdx.x) bring_item<T, kWidth>(c, s, item);
+    float sum[kWidth / 8][4] = {}, by_scale = 0.0f;
+    sweep<T, kWidth>(
+        c, s, item, kept,
+        [&](Tile tile, const unsigned char*, bool) {
+          if (threadIdx.x >= kKeys) return;
+          const int key = tile.first + threadIdx.x;
+          const Term term = term_of(c, tile.batch, key, scale);
+          s.key_max[threadIdx.x] = term.max;
+          s.key_weight[threadIdx.x] = term.weight;
+          s.key_factor[threadIdx.x] = factor_of(c, tile.batch, key);
+        },
+        [&](Tile tile, const unsigned char* keys) {
+          if (!kept) form_cosines<T>(c, s, scores, keys, p);
+#pragma unroll
+          for (int n = 0; n < kKeyTiles; ++n)
+            for (int i = 0; i < 4; ++i) {
+              const int row = p.row + i / 2 * 8, key = p.key + 8 * n + i % 2;
+              const float cosine = scores[n][i], score = cosine * scale;
+              const float own = exp2_fast(score - s.row_max[row]) * s.row_weight[row];
+              const float other = exp2_fast(score - s.key_max[key]) * s.key_weight[key];
+              const bool counted = counts(c, item.first + row, tile.first + key);
+              if (counted) by_scale += own * (cosine - s.row_cosine[row]);
+              scores[n][i] = counted ? (own + other) * s.key_factor[key] : 0.0f;
+            }
+          if (c.batches[item.batch].grad)
+            multiply_keys(T{}, sum, scores, keys + p.half() * kSweepKeys * c.pitch, c.pitch,
+                          c.padded / 8);
+        });
+    if (c.batches[item.batch].grad) store_gradients(c, s, item, sum, p);
+    if (c.grad_scale) {
+      by_scale = block_sum(s, by_scale);
+      if (threadIdx.x == 0) c.scales[index] = by_scale;
+    }
+  }
+  sync_grid();
+
+  for (int i = blockIdx.x * kWarps + p.warp; i < 2 * c.n; i += gridDim.x * kWarps)
+    if (c.batches[i / c.n].grad) finish_row<kWidth>(c, i / c.n, i % c.n, p.lane);
+  if (blockIdx.x != gridDim.x - 1) return;  // the one with the fewest rows
+  const int losers = c.batches[1].loses ? 2 : 1;
+  const float loss = vector_sum(s, c.losses, losers * c.n);
+  if (threadIdx.x == 0) *c.loss = loss * c.share;
+  if (!c.grad_scale) return;
+  const float by_scale = vector_sum(s, c.scales, losers * c.blocks * c.splits);
+  if (threadIdx.x == 0) *c.grad_scale = by_scale;
+}
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// How a problem is cut into items, and where the workspace goes; the bytes of the latter.
+size_t lay_out(Call& c, i64 n, i64 d, SmallBatch::Form form, void* workspace) {
+  c.n = (int)n, c.d = (int)d, c.padded = ceil_div(c.d, kPad) * kPad;
+  c.views = form == SmallBatch::views;
+  c.blocks = ceil_div(c.n, kRows), c.tiles = ceil_div(c.n, kKeys);
+  const int met = c.views ? 2 * c.tiles : c.tiles, wanted = kItems / (2 * c.blocks);
+  c.span = ceil_div(met, wanted < 1 ? 1 : wanted < met ? wanted : met);
+  c.splits = ceil_div(met, c.span);
+  unsigned char* const begin = static_cast<unsigned char*>(workspace);
+  unsigned char* end = begin;
+  const auto take = [&](auto*& to, size_t count) {
+    to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(end);
+    end += (count * sizeof(*to) + 15) / 16 * 16;
+  };
+  take(c.sums, (size_t)4 * c.splits * c.n);
+  take(c.gradients, (size_t)2 * c.splits * c.n * c.padded);
+  take(c.cosines, c.n);
+  take(c.inverse, 2 * c.n);
+  take(c.gains, 2 * c.n);
+  take(c.losses, 2 * c.n);
+  take(c.scales, 2 * c.blocks * c.splits);
+  return (size_t)(end - begin);
+}
+
+template <class T>
+Batch batch_of(const void* data, Type type, i64 stride, i64 n, i64 d, bool loses, float* grad,
+               Type precision) {
+  constexpr i64 kPiece = 16 / sizeof(T);
+  const bool aligned =
+      (uintptr_t)data % 16 == 0 && d % kPiece == 0 && (n == 1 || stride % kPiece == 0);
+  return {data, type, stride, type == precision && aligned,
+          type != precision && precision != Type::f32, loses, grad};
+}
+
+template <class T, int kWidth>
+const char* launch_width(Call& c, void* stream) {
+  const auto kernel = small_batch_kernel<T, kWidth>;
+  c.pitch = c.padded * (int)sizeof(T) + 16;
+  size_t shared = 0;
+  int resident = 0;
+  // the next tile comes while one is worked on, where there is a next one and room for it
+  for (c.stages = c.span > 1 ? 2 : 1; c.stages && !resident; --c.stages) {
+    shared = (size_t)(kRows + c.stages * kKeys) * c.pitch + kSharedFloats * sizeof(float);
+    resident = blocks_per_multiprocessor(kernel, kThreads, shared);
+  }
+  ++c.stages;
+  if (resident == 0) return "rows of this width do not fit into this device's shared memory";
+  const int most = multiprocessors() * resident, items = 2 * c.blocks * c.splits;
+  return launch(kernel, dim3(items < most ? items : most), kThreads, shared, (Stream)stream, true,
+                c);
+}
+
+template <class T>
+const char* launch_precision(const SmallBatch& call, Call& c, void* stream) {
+  c.batches[0] = batch_of<T>(call.a, call.a_type, call.a_stride, call.n, call.d, true, call.grad_a,
+                             call.precision);
+  c.batches[1] = batch_of<T>(call.b, call.b_type, call.b_stride, call.n, call.d,
+                             call.form != SmallBatch::rows, call.grad_b, call.precision);
+  return call.d <= 128 ? launch_width<T, 128>(c, stream) : launch_width<T, 256>(c, stream);
+}
+
+}  // namespace
+
+size_t small_batch_workspace(int64_t n, int64_t d, SmallBatch::Form form) {
+  Call c{};
+  return lay_out(c, n, d, form, nullptr);
+}
+
+const char* small_batch(const SmallBatch& call, void* stream) {
+  if (call.n < 1 || call.n > kSmallBatch) return "n is not in 1 to 2048";
+  if (call.d < 1 || call.d > kSmallWidth) return "d is not in 1 to 256";
+  if (call.form < SmallBatch::views || call.form > SmallBatch::both) return "unknown form";
+  Call c{};
+  lay_out(c, call.n, call.d, call.form, call.workspace);
+  const double losers = call.form == SmallBatch::views ? 2.0 * call.n : (double)call.n;
+  c.share = (float)(1.0 / (call.mean ? losers : 1.0) / (call.form == SmallBatch::both ? 2.0 : 1.0));
+  c.eps = call.eps, c.scale = call.scale, c.loss = call.loss, c.grad_scale = call.grad_scale;
+  switch (call.precision) {
+    case Type::f32: return launch_precision<float>(call, c, stream);
+    case Type::bf16: return launch_precision<bf16>(call, c, stream);
+    case Type::f16: return launch_precision<f16>(call, c, stream);
+  }
+  return "unknown precision";
+}
+
+}  // namespace fastcl::cuda
