@@ -15,7 +15,7 @@
 //      and they are still in registers; parts of the gradients go to slots;
 //   3. slots are added up and pass the derivative of the normalisation.
 // Every slot has one writer and is read in a fixed order. What an item is depends on the shape of
-// the problem alone, so results do not depend on how many blocks run.
+// the problem and on the number of multiprocessors, not on how many blocks run.
 //
 // Products take features as they come: lengths divide afterwards, in fp32, so that 16-bit inputs
 // are not rounded again. Logarithms and scores are to base 2.
@@ -30,7 +30,6 @@ namespace {
 
 constexpr int kRows = 64, kKeys = 128, kThreads = 256, kWarps = kThreads / 32;
 constexpr int kSweepKeys = 64, kKeyTiles = kSweepKeys / 8;  // of a warp
-constexpr int kItems = 128;  // as many as recent GPUs have multiprocessors
 constexpr int kPad = 32;     // features are padded to a multiple, with zeros
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
@@ -53,8 +52,9 @@ struct Call {
   Batch batches[2];
   int n, d, padded, pitch;  // the pitch is in bytes: 16 over, so that rows lie in other banks
   int blocks, tiles;        // of a batch's rows, of its keys
-  int splits, span;         // of a row's keys, and tiles in each but the last
+  int splits, span, items;  // parts of a row's keys, tiles in each but the last; all items
   int stages;               // tiles of keys in shared memory
+  bool kept;  // a block has one item of one tile: it stays there, and its scores in registers
   bool views;
   float eps, share;
   const float* scale;
@@ -67,7 +67,6 @@ struct Call {
   float* losses;     // [2 n]
   float* scales;     // [items], parts of the scale's gradient
 
-  FASTCL_DEVICE int items() const { return 2 * blocks * splits; }
   FASTCL_DEVICE int met() const { return views ? 2 * tiles : tiles; }  // tiles that a row meets
 };
 
@@ -92,32 +91,25 @@ struct Item {
   }
 };
 
-struct Shared {
-  unsigned char *rows, *keys;
-  float *row_factor, *row_max, *row_weight, *row_cosine;  // [kRows]
-  float *key_factor, *key_max, *key_weight;               // [kKeys]
-  float* warps;                                           // [kWarps]
+// What is known of a row or a key.
+struct alignas(16) Line {
+  float factor;       // times which it is of unit length
+  float max, weight;  // its negatives' exponentials weigh weight 2^(score - max) in the gradient
+  float cosine;       // with its partner
+};
 
-  FASTCL_DEVICE explicit Shared(const Call& c) {
-    rows = shared_memory();
-    keys = rows + kRows * c.pitch;
-    row_factor = reinterpret_cast<float*>(keys + c.stages * kKeys * c.pitch);
-    row_max = row_factor + kRows;
-    row_weight = row_max + kRows;
-    row_cosine = row_weight + kRows;
-    key_factor = row_cosine + kRows;
-    key_max = key_factor + kKeys;
-    key_weight = key_max + kKeys;
-    warps = key_weight + kKeys;
+// Known offsets first.
+struct Shared {
+  Line rows[kRows], keys[kKeys];
+  float warps[kWarps];
+
+  static FASTCL_DEVICE Shared& get() { return *reinterpret_cast<Shared*>(shared_memory()); }
+  static FASTCL_DEVICE unsigned char* row_data() { return shared_memory() + sizeof(Shared); }
+  static FASTCL_DEVICE unsigned char* key_data(const Call& c, int stage) {
+    return row_data() + (kRows + stage * kKeys) * c.pitch;
   }
 };
-constexpr int kSharedFloats = 4 * kRows + 3 * kKeys + kWarps;
 
-FASTCL_DEVICE float read(float x) { return x; }
-template <class T>
-FASTCL_DEVICE float read(T x) {
-  return widen(x);
-}
 FASTCL_DEVICE void store(float* to, float x) { *to = x; }
 template <class T>
 FASTCL_DEVICE void store(T* to, float x) {
@@ -134,20 +126,18 @@ FASTCL_DEVICE float inverse_length(float squares, float eps) {
   return 1.0f / (length < eps ? eps : length);  // NaN stays NaN
 }
 
-// Entries lane, lane + 32, ... of a row, zero past its end.
-template <class T, int kCount>
-FASTCL_DEVICE void read_row(float (&x)[kCount], const Batch& batch, i64 row, int d, int lane) {
-  const T* from = static_cast<const T*>(batch.data) + row * batch.stride;
-#pragma unroll
-  for (int k = 0; k < kCount; ++k) x[k] = lane + 32 * k < d ? read(from[lane + 32 * k]) : 0.0f;
+FASTCL_DEVICE float entry(const Batch& batch, i64 place) {
+  if (batch.type == Type::f32) return static_cast<const float*>(batch.data)[place];
+  const uint16_t bits = static_cast<const uint16_t*>(batch.data)[place];
+  return batch.type == Type::bf16 ? widen(bf16{bits}) : widen(f16{bits});
 }
+
+// Entries lane, lane + 32, ... of a row, zero past its end.
 template <int kCount>
 FASTCL_DEVICE void read_row(float (&x)[kCount], const Batch& batch, i64 row, int d, int lane) {
-  switch (batch.type) {
-    case Type::f32: return read_row<float>(x, batch, row, d, lane);
-    case Type::bf16: return read_row<bf16>(x, batch, row, d, lane);
-    case Type::f16: return read_row<f16>(x, batch, row, d, lane);
-  }
+#pragma unroll
+  for (int k = 0; k < kCount; ++k)
+    x[k] = lane + 32 * k < d ? entry(batch, row * batch.stride + lane + 32 * k) : 0.0f;
 }
 
 // Both reciprocal lengths and the cosine of each pair, a warp per pair.
@@ -167,7 +157,7 @@ FASTCL_DEVICE void measure_pairs(const Call& c) {
   }
 }
 
-// `count` rows from `first` on to shared memory, zeros past the batch: on their way, or there.
+// `count` rows to shared memory, zeros past the batch: there, or on their way.
 template <class T, int kWidth>
 FASTCL_DEVICE void bring(const Call& c, unsigned char* to, Tile rows, int count) {
   const Batch& batch = c.batches[rows.batch];
@@ -175,11 +165,13 @@ FASTCL_DEVICE void bring(const Call& c, unsigned char* to, Tile rows, int count)
     constexpr int kPiece = 16 / sizeof(T);
     const T* from = static_cast<const T*>(batch.data);
     const int pieces = c.padded / kPiece;
-    for (int i = threadIdx.x; i < count * pieces; i += kThreads) {
-      const int row = i / pieces, d = i % pieces * kPiece;
-      const bool valid = rows.first + row < c.n && d < c.d;
-      cp_async(to + row * c.pitch + d * sizeof(T),
-               from + (valid ? (rows.first + row) * batch.stride + d : 0), valid);
+    int row = threadIdx.x / pieces, piece = threadIdx.x % pieces;
+    while (row < count) {
+      const bool valid = rows.first + row < c.n && piece * kPiece < c.d;
+      cp_async(to + row * c.pitch + piece * 16,
+               from + (valid ? (rows.first + row) * batch.stride + piece * kPiece : 0), valid);
+      row += kThreads / pieces, piece += kThreads % pieces;
+      if (piece >= pieces) ++row, piece -= pieces;
     }
     return;
   }
@@ -197,14 +189,6 @@ FASTCL_DEVICE void bring(const Call& c, unsigned char* to, Tile rows, int count)
   }
 }
 
-// An item's rows and its first tile.
-template <class T, int kWidth>
-FASTCL_DEVICE void bring_item(const Call& c, const Shared& s, const Item& item) {
-  bring<T, kWidth>(c, s.rows, {item.batch, item.first}, kRows);
-  bring<T, kWidth>(c, s.keys, item.tile(c, 0), kKeys);
-  cp_async_commit();
-}
-
 struct alignas(16) Piece {
   u32 words[4];
 };
@@ -215,9 +199,9 @@ FASTCL_DEVICE float squares_of(T, u32 word) {
   return low * low + high * high;
 }
 
-// What rows in shared memory are multiplied with to be of unit length; eight lanes per row.
+// The factors of rows in shared memory, eight lanes per row.
 template <class T>
-FASTCL_DEVICE void measure(const Call& c, float* factors, const unsigned char* rows, int batch,
+FASTCL_DEVICE void measure(const Call& c, Line* lines, const unsigned char* rows, int batch,
                            int count) {
   const int member = threadIdx.x % 8, pieces = c.padded * (int)sizeof(T) / 16;
   for (int row = threadIdx.x / 8; row < count; row += kThreads / 8) {
@@ -229,7 +213,7 @@ FASTCL_DEVICE void measure(const Call& c, float* factors, const unsigned char* r
     }
     for (int mask = 4; mask; mask /= 2) squares += shuffle_xor(squares, mask);
     if (member == 0)
-      factors[row] = c.batches[batch].shrinks ? 1.0f : inverse_length(squares, c.eps);
+      lines[row].factor = c.batches[batch].shrinks ? 1.0f : inverse_length(squares, c.eps);
   }
 }
 
@@ -263,6 +247,7 @@ template <class T>
 FASTCL_DEVICE void multiply_rows(T, Scores& s, const unsigned char* rows, const unsigned char* keys,
                                  int pitch, int padded) {
   clear(s);
+#pragma unroll 2
   for (int d = 0; d < padded; d += 16) {
     u32 a[4];
     load_matrices<false>(a, rows + 2 * d);
@@ -278,10 +263,10 @@ FASTCL_DEVICE void multiply_rows(T, Scores& s, const unsigned char* rows, const 
 FASTCL_DEVICE void multiply_rows(float, Scores& s, const unsigned char* rows,
                                  const unsigned char* keys, int pitch, int padded) {
   clear(s);
-  for (int d = 0; d < padded; d += 32) {
-    u32 high[4][4], low[4][4];
+  for (int d = 0; d < padded; d += 16) {
+    u32 high[2][4], low[2][4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < 2; ++k) {
       u32 a[4];
       load_matrices<false>(a, rows + 4 * d + 32 * k);
 #pragma unroll
@@ -295,7 +280,7 @@ FASTCL_DEVICE void multiply_rows(float, Scores& s, const unsigned char* rows,
       // tensor cores truncate as they add: long sums are formed outside, from short ones
       float part[2][4] = {};
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
+      for (int k = 0; k < 2; ++k) {
         u32 b[4];
         load_matrices<false>(b, keys + 8 * n * pitch + 4 * d + 32 * k);
 #pragma unroll
@@ -316,19 +301,22 @@ FASTCL_DEVICE void multiply_keys(bf16, float (&sum)[kTiles][4], const Scores& w,
                                  const unsigned char* keys, int pitch, int tiles) {
   const int lane = threadIdx.x % 32;
   keys += lane % 16 * pitch + lane / 16 * 16;
+  u32 a[kKeyTiles / 2][4];
 #pragma unroll
-  for (int k = 0; k < kKeyTiles; k += 2) {
-    const u32 a[4] = {pack(bf16{}, w[k][0], w[k][1]), pack(bf16{}, w[k][2], w[k][3]),
-                      pack(bf16{}, w[k + 1][0], w[k + 1][1]),
-                      pack(bf16{}, w[k + 1][2], w[k + 1][3])};
+  for (int k = 0; k < kKeyTiles; ++k)
+    for (int i = 0; i < 2; ++i) a[k / 2][k % 2 * 2 + i] = pack(bf16{}, w[k][2 * i], w[k][2 * i + 1]);
 #pragma unroll
-    for (int n = 0; n < kTiles; n += 2) {
-      if (n >= tiles) break;
-      u32 b[4];
-      load_matrices<true>(b, keys + 8 * k * pitch + 16 * n);
-      multiply(bf16{}, sum[n], a, b[0], b[1]);
-      multiply(bf16{}, sum[n + 1], a, b[2], b[3]);
-    }
+  for (int begin = 0; begin < kTiles; begin += kPad / 8) {
+    if (begin >= tiles) break;
+#pragma unroll
+    for (int k = 0; k < kKeyTiles / 2; ++k)
+#pragma unroll
+      for (int n = begin; n < begin + kPad / 8; n += 2) {
+        u32 b[4];
+        load_matrices<true>(b, keys + 16 * k * pitch + 16 * n);
+        multiply(bf16{}, sum[n], a[k], b[0], b[1]);
+        multiply(bf16{}, sum[n + 1], a[k], b[2], b[3]);
+      }
   }
 }
 // Weights can be far below what fp16 holds: both sides are widened to TF32, which has its digits.
@@ -338,20 +326,20 @@ FASTCL_DEVICE void multiply_keys(f16, float (&sum)[kTiles][4], const Scores& w,
                                  const unsigned char* keys, int pitch, int tiles) {
   const int lane = threadIdx.x % 32;
   keys += lane % 16 * pitch + lane / 16 * 16;
+  u32 a[kKeyTiles][4];
 #pragma unroll
-  for (int k = 0; k < kKeyTiles; k += 2) {
-    u32 a[2][4];
+  for (int k = 0; k < kKeyTiles; ++k)
+    for (int i = 0; i < 4; ++i) a[k][i] = round_tf32(w[k][i % 2 * 2 + i / 2]);
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-      for (int i = 0; i < 4; ++i) a[h][i] = round_tf32(w[k + h][i % 2 * 2 + i / 2]);
+  for (int n = 0; n < kTiles; n += 2) {
+    if (n >= tiles) break;
 #pragma unroll
-    for (int n = 0; n < kTiles; n += 2) {
-      if (n >= tiles) break;
+    for (int k = 0; k < kKeyTiles; k += 2) {
       u32 b[4];
       load_matrices<true>(b, keys + 8 * k * pitch + 16 * n);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        multiply_tf32(sum[n + i / 2], a[i % 2], as_bits(widen(f16{(uint16_t)b[i]})),
+        multiply_tf32(sum[n + i / 2], a[k + i % 2], as_bits(widen(f16{(uint16_t)b[i]})),
                       as_bits(widen(f16{(uint16_t)(b[i] >> 16)})));
     }
   }
@@ -372,7 +360,7 @@ FASTCL_DEVICE void multiply_keys(float, float (&sum)[kTiles][4], const Scores& w
       }
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      if (n >= tiles) break;
+      if (n % 2 == 0 && n >= tiles) break;
       float part[4] = {};
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -401,17 +389,18 @@ struct Place {
 };
 
 template <class T>
-FASTCL_DEVICE void form_cosines(const Call& c, const Shared& s, Scores& x,
-                                const unsigned char* keys, const Place& p) {
+FASTCL_DEVICE void form_cosines(const Call& c, Scores& x, const unsigned char* keys,
+                                const Place& p) {
   const int lane = p.lane;
-  multiply_rows(T{}, x, s.rows + (p.warp % 4 * 16 + lane % 16) * c.pitch + lane / 16 * 16,
+  multiply_rows(T{}, x, Shared::row_data() + (p.warp % 4 * 16 + lane % 16) * c.pitch + lane / 16 * 16,
                 keys + (p.half() * kSweepKeys + lane % 8 + lane / 16 * 8) * c.pitch +
                     lane / 8 % 2 * 16,
                 c.pitch, c.padded);
 #pragma unroll
   for (int n = 0; n < kKeyTiles; ++n)
     for (int i = 0; i < 4; ++i)
-      x[n][i] *= s.row_factor[p.row + i / 2 * 8] * s.key_factor[p.key + 8 * n + i % 2];
+      x[n][i] *= Shared::get().rows[p.row + i / 2 * 8].factor *
+                 Shared::get().keys[p.key + 8 * n + i % 2].factor;
 }
 
 // Whether row and key, both numbers in their batch, are a row and one of its negatives.
@@ -439,11 +428,12 @@ FASTCL_DEVICE void add_exponentials(const Call& c, Sum& sum, const Scores& cosin
   sum = {max, total};
 }
 
-// A classified row: its negatives' exponentials weigh weight 2^(score - max) in the gradient.
+// How a row is classified, given the slots.
 struct Term {
-  float max, weight, gain, loss;
+  float max, weight;  // of its Line
+  float gain, loss;
 };
-FASTCL_DEVICE Term term_of(const Call& c, int batch, int row, float scale) {
+FASTCL_DEVICE Term classify(const Call& c, int batch, int row, float scale) {
   if (!c.batches[batch].loses || row >= c.n) return {INFINITY, 0.0f, 0.0f, 0.0f};
   const Sum* sums = c.sums + batch * c.n + row;
   float max = -INFINITY, total = 0.0f;
@@ -461,44 +451,74 @@ FASTCL_DEVICE Term term_of(const Call& c, int batch, int row, float scale) {
   return {base, total == 0.0f ? 0.0f : gain / total, gain, fmaxf(gap, 0.0f) + log1pf(t)};
 }
 
-// What a tile's rows or keys, `count` from `first` on, are multiplied with.
-FASTCL_DEVICE float factor_of(const Call& c, int batch, int row) {
-  return row >= c.n || c.batches[batch].shrinks ? 1.0f : c.inverse[batch * c.n + row];
+FASTCL_DEVICE Line line_of(const Call& c, int batch, int row, const Term& term) {
+  if (row >= c.n) return {1.0f, term.max, term.weight, 0.0f};
+  const float factor = c.batches[batch].shrinks ? 1.0f : c.inverse[batch * c.n + row];
+  return {factor, term.max, term.weight, c.cosines[row]};
 }
 
-// Over the tiles of an item: prepare(tile, keys, first) by all threads once its keys are there,
-// then body(tile, keys). Keys that are there already (`kept`) are not brought.
-template <class T, int kWidth, class Prepare, class Body>
-FASTCL_DEVICE void sweep(const Call& c, const Shared& s, const Item& item, bool kept,
-                         const Prepare& prepare, const Body& body) {
-  const auto stage = [&](int t) { return s.keys + t % c.stages * kKeys * c.pitch; };
-  const auto bring_tile = [&](int t) {
-    bring<T, kWidth>(c, stage(t), item.tile(c, t), kKeys);
-    cp_async_commit();
-  };
-  for (int t = 0; t < item.tiles; ++t) {
-    const bool more = !kept && t + 1 < item.tiles;
-    if (more && c.stages == 2) {
-      bring_tile(t + 1);
-      cp_async_wait<1>();
-    } else {
-      cp_async_wait<0>();
+// What the keys of a tile weigh, and with the first tile an item's rows, from the slots; of rows
+// also, once, what the end needs.
+FASTCL_DEVICE void classify_lines(const Call& c, const Item& item, Tile tile, bool first,
+                                  float scale) {
+  const int i = threadIdx.x;
+  const bool key = i < kKeys;
+  if (!key && !(first && i < kKeys + kRows)) return;
+  const int batch = key ? tile.batch : item.batch;
+  const int row = key ? tile.first + i : item.first + i - kKeys;
+  const Term term = classify(c, batch, row, scale);
+  (key ? Shared::get().keys[i] : Shared::get().rows[i - kKeys]) = line_of(c, batch, row, term);
+  if (key || item.split > 0 || row >= c.n) return;
+  c.gains[batch * c.n + row] = term.gain;
+  c.losses[batch * c.n + row] = term.loss;
+}
+
+// From cosines to weights of unit keys, times what makes keys unit; `by_scale` gains the derivative
+// by the scale.
+FASTCL_DEVICE void weigh(const Call& c, Scores& x, float& by_scale, float scale, int first_row,
+                         int first_key, const Place& p) {
+  const Line rows[2] = {Shared::get().rows[p.row], Shared::get().rows[p.row + 8]};
+#pragma unroll
+  for (int n = 0; n < kKeyTiles; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const Line& row = rows[i / 2];
+      const int number = p.key + 8 * n + i % 2;
+      const Line key = Shared::get().keys[number];
+      const float cosine = x[n][i], score = cosine * scale;
+      const float own = exp2_fast(score - row.max) * row.weight;
+      const float other = exp2_fast(score - key.max) * key.weight;
+      const bool counted = counts(c, first_row + p.row + i / 2 * 8, first_key + number);
+      if (counted) by_scale += own * (cosine - row.cosine);
+      x[n][i] = counted ? (own + other) * key.factor : 0.0f;
     }
-    sync_threads();
-    prepare(item.tile(c, t), stage(t), t == 0);
-    sync_threads();
-    body(item.tile(c, t), stage(t));
-    sync_threads();
-    if (more && c.stages == 1) bring_tile(t + 1);
+}
+
+// An item's sums of exponentials, from those of the four threads that share a row, to its slots.
+FASTCL_DEVICE void store_sums(const Call& c, const Item& item, const Sum (&sums)[2],
+                              const Place& p) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float pair = fmaxf(sums[i].max, shuffle_xor(sums[i].max, 1));
+    const float max = fmaxf(pair, shuffle_xor(pair, 2));
+    float sum = sums[i].sum * exp2_fast(sums[i].max - above(max));
+    for (int mask = 1; mask < 4; mask *= 2) sum += shuffle_xor(sum, mask);
+    const int row = item.first + p.row + 8 * i;
+    if (p.lane % 4 == 0 && row < c.n)
+      c.sums[((item.split * 2 + p.half()) * 2 + item.batch) * c.n + row] = {max, sum};
   }
 }
 
+struct alignas(8) Two {
+  float first, second;
+};
+
 // Both halves' sums [16, features] of each four warps, to the item's slot.
 template <int kTiles>
-FASTCL_DEVICE void store_gradients(const Call& c, const Shared& s, const Item& item,
-                                   const float (&sum)[kTiles][4], const Place& p) {
+FASTCL_DEVICE void store_gradients(const Call& c, const Item& item, const float (&sum)[kTiles][4],
+                                   const Place& p) {
   const int tiles = c.padded / 8;
-  float* exchange = reinterpret_cast<float*>(s.keys) + p.warp % 4 * tiles * 128 + p.lane;
+  float* exchange = reinterpret_cast<float*>(Shared::key_data(c, 0)) + p.warp % 4 * tiles * 128 + p.lane;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
     for (int i = 0; i < 4; ++i)
@@ -507,30 +527,32 @@ FASTCL_DEVICE void store_gradients(const Call& c, const Shared& s, const Item& i
   float* slot = c.gradients + (i64)(item.split * 2 + item.batch) * c.n * c.padded;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
-    for (int i = 0; i < 4; ++i) {
-      const int row = item.first + p.row + i / 2 * 8;
+    for (int i = 0; i < 2; ++i) {
+      const int row = item.first + p.row + 8 * i;
       if (p.half() == 0 && n < tiles && row < c.n)
-        slot[row * c.padded + 8 * n + p.lane % 4 * 2 + i % 2] =
-            sum[n][i] + exchange[(4 * n + i) * 32];
+        *reinterpret_cast<Two*>(slot + row * c.padded + 8 * n + p.lane % 4 * 2) = {
+            sum[n][2 * i] + exchange[(4 * n + 2 * i) * 32],
+            sum[n][2 * i + 1] + exchange[(4 * n + 2 * i + 1) * 32]};
     }
   sync_threads();
 }
 
 // The sum of a number per thread, in thread 0.
-FASTCL_DEVICE float block_sum(const Shared& s, float x) {
+FASTCL_DEVICE float block_sum(float x) {
+  float* const warps = Shared::get().warps;
   x = warp_sum(x);
-  if (threadIdx.x % 32 == 0) s.warps[threadIdx.x / 32] = x;
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
   sync_threads();
   float total = 0.0f;
-  for (int w = 0; w < kWarps; ++w) total += s.warps[w];
+  for (int w = 0; w < kWarps; ++w) total += warps[w];
   sync_threads();
   return total;
 }
 
-FASTCL_DEVICE float vector_sum(const Shared& s, const float* x, int count) {
+FASTCL_DEVICE float vector_sum(const float* x, int count) {
   float sum = 0.0f;
   for (int i = threadIdx.x; i < count; i += kThreads) sum += x[i];
-  return block_sum(s, sum);
+  return block_sum(sum);
 }
 
 // A row's gradient from its parts, a warp per row: the pull of its negatives less that of its
@@ -568,127 +590,105 @@ FASTCL_DEVICE void finish_row(const Call& c, int batch, int row, int lane) {
 
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) small_batch_kernel(const __grid_constant__ Call c) {
-  const Shared s(c);
   const Place p;
   const float scale = *c.scale * kLog2e;
-  const int items = c.items();
-  // one item of one tile: its keys stay in shared memory, its scores in registers
-  const bool kept = items <= (int)gridDim.x && c.span == 1;
   Scores scores;
-
-  const auto scored = [&](const Item& item) { return kept || c.batches[item.batch].loses; };
-  if (const Item first(c, blockIdx.x); scored(first)) bring_item<T, kWidth>(c, s, first);
-  measure_pairs<kWidth>(c);
-  for (int index = blockIdx.x; index < items; index += gridDim.x) {
-    const Item item(c, index);
-    if (!scored(item)) continue;
-    if (index != (int)blockIdx.x) bring_item<T, kWidth>(c, s, item);
-    Sum sums[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
-    sweep<T, kWidth>(
-        c, s, item, false,
-        [&](Tile tile, const unsigned char* keys, bool first) {
-          if (first) measure<T>(c, s.row_factor, s.rows, item.batch, kRows);
-          measure<T>(c, s.key_factor, keys, tile.batch, kKeys);
-        },
-        [&](Tile tile, const unsigned char* keys) {
-          form_cosines<T>(c, s, scores, keys, p);
+#pragma unroll 1
+  for (int phase = 0; phase < 2; ++phase)
+#pragma unroll 1
+    for (int index = blockIdx.x; index < c.items; index += gridDim.x) {
+      const Item item(c, index);
+      const Batch& batch = c.batches[item.batch];
+      const bool wanted = phase == 0 ? c.kept || batch.loses
+                                     : batch.grad || (c.grad_scale && batch.loses);
+      // in phase 1 rows are classified in any case
+      const int tiles = wanted ? item.tiles : phase;
+      Sum sums[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
+      float sum[kWidth / 8][4] = {}, by_scale = 0.0f;
+      // each turn brings the tile that is `stages` ahead, those before the first nothing else
+#pragma unroll 1
+      for (int t = -c.stages; t < tiles; ++t) {
+        if (t >= 0) {
+          const Tile tile = item.tile(c, t);
+          const unsigned char* keys = Shared::key_data(c, t % c.stages);
+          if (c.stages == 2)
+            cp_async_wait<1>();
+          else
+            cp_async_wait<0>();
+          sync_threads();
+          if (phase == 0) {
+            if (t == 0) measure<T>(c, Shared::get().rows, Shared::row_data(), item.batch, kRows);
+            measure<T>(c, Shared::get().keys, keys, tile.batch, kKeys);
+          } else {
+            classify_lines(c, item, tile, t == 0, scale);
+          }
+          sync_threads();
+          if (!wanted) break;
+          if (phase == 0 || !c.kept) form_cosines<T>(c, scores, keys, p);
+          if (phase == 0) {
 #pragma unroll
-          for (int i = 0; i < 2; ++i)
-            add_exponentials(c, sums[i], scores, i, scale, item.first + p.row + 8 * i,
-                             tile.first + p.key);
-        });
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float max = fmaxf(sums[i].max, shuffle_xor(sums[i].max, 1));
-      const float top = fmaxf(max, shuffle_xor(max, 2));
-      float sum = sums[i].sum * exp2_fast(sums[i].max - above(top));
-      for (int mask = 1; mask < 4; mask *= 2) sum += shuffle_xor(sum, mask);
-      const int row = item.first + p.row + 8 * i;
-      if (p.lane % 4 == 0 && row < c.n)
-        c.sums[((item.split * 2 + p.half()) * 2 + item.batch) * c.n + row] = {top, sum};
-    }
-  }
-
-  const auto pulled = [&](const Item& item) {
-    const Batch& batch = c.batches[item.batch];
-    return batch.grad || (c.grad_scale && batch.loses);
-  };
-  if (const Item first(c, blockIdx.x); !kept && pulled(first)) bring_item<T, kWidth>(c, s, first);
-  sync_grid();
-
-  for (int index = blockIdx.x; index < items; index += gridDim.x) {
-    const Item item(c, index);
-    if (threadIdx.x < kRows) {
-      const int row = item.first + threadIdx.x;
-      const Term term = term_of(c, item.batch, row, scale);
-      if (item.split == 0 && row < c.n) {
-        c.gains[item.batch * c.n + row] = term.gain;
-        c.losses[item.batch * c.n + row] = term.loss;
+            for (int i = 0; i < 2; ++i)
+              add_exponentials(c, sums[i], scores, i, scale, item.first + p.row + 8 * i,
+                               tile.first + p.key);
+          } else {
+            weigh(c, scores, by_scale, scale, item.first, tile.first, p);
+            if (batch.grad)
+              multiply_keys(T{}, sum, scores, keys + p.half() * kSweepKeys * c.pitch, c.pitch,
+                            c.padded / 8);
+          }
+          sync_threads();
+        }
+        const int next = t + c.stages;
+        if (wanted && next < tiles && (phase == 0 || !c.kept)) {
+#pragma unroll 1
+          for (int part = next == 0 ? 0 : 1; part < 2; ++part)
+            bring<T, kWidth>(c, part ? Shared::key_data(c, next % c.stages) : Shared::row_data(),
+                             part ? item.tile(c, next) : Tile{item.batch, item.first},
+                             part ? kKeys : kRows);
+        }
+        cp_async_commit();
+        // what the first tiles may travel beside
+        if (t == -1 && index == (int)blockIdx.x) {
+          if (phase == 0)
+            measure_pairs<kWidth>(c);
+          else
+            sync_grid();
+        }
       }
-      s.row_max[threadIdx.x] = term.max;
-      s.row_weight[threadIdx.x] = term.weight;
-      s.row_cosine[threadIdx.x] = row < c.n ? c.cosines[row] : 0.0f;
-      s.row_factor[threadIdx.x] = factor_of(c, item.batch, row);
+      if (phase == 0) {
+        if (wanted) store_sums(c, item, sums, p);
+        continue;
+      }
+      if (batch.grad) store_gradients(c, item, sum, p);
+      if (wanted && c.grad_scale) {
+        by_scale = block_sum(by_scale);
+        if (threadIdx.x == 0) c.scales[index] = by_scale;
+      }
     }
-    if (!pulled(item)) continue;
-    if (!kept && index != (int)blockIdx.x) bring_item<T, kWidth>(c, s, item);
-    float sum[kWidth / 8][4] = {}, by_scale = 0.0f;
-    sweep<T, kWidth>(
-        c, s, item, kept,
-        [&](Tile tile, const unsigned char*, bool) {
-          if (threadIdx.x >= kKeys) return;
-          const int key = tile.first + threadIdx.x;
-          const Term term = term_of(c, tile.batch, key, scale);
-          s.key_max[threadIdx.x] = term.max;
-          s.key_weight[threadIdx.x] = term.weight;
-          s.key_factor[threadIdx.x] = factor_of(c, tile.batch, key);
-        },
-        [&](Tile tile, const unsigned char* keys) {
-          if (!kept) form_cosines<T>(c, s, scores, keys, p);
-#pragma unroll
-          for (int n = 0; n < kKeyTiles; ++n)
-            for (int i = 0; i < 4; ++i) {
-              const int row = p.row + i / 2 * 8, key = p.key + 8 * n + i % 2;
-              const float cosine = scores[n][i], score = cosine * scale;
-              const float own = exp2_fast(score - s.row_max[row]) * s.row_weight[row];
-              const float other = exp2_fast(score - s.key_max[key]) * s.key_weight[key];
-              const bool counted = counts(c, item.first + row, tile.first + key);
-              if (counted) by_scale += own * (cosine - s.row_cosine[row]);
-              scores[n][i] = counted ? (own + other) * s.key_factor[key] : 0.0f;
-            }
-          if (c.batches[item.batch].grad)
-            multiply_keys(T{}, sum, scores, keys + p.half() * kSweepKeys * c.pitch, c.pitch,
-                          c.padded / 8);
-        });
-    if (c.batches[item.batch].grad) store_gradients(c, s, item, sum, p);
-    if (c.grad_scale) {
-      by_scale = block_sum(s, by_scale);
-      if (threadIdx.x == 0) c.scales[index] = by_scale;
-    }
-  }
   sync_grid();
 
   for (int i = blockIdx.x * kWarps + p.warp; i < 2 * c.n; i += gridDim.x * kWarps)
     if (c.batches[i / c.n].grad) finish_row<kWidth>(c, i / c.n, i % c.n, p.lane);
   if (blockIdx.x != gridDim.x - 1) return;  // the one with the fewest rows
   const int losers = c.batches[1].loses ? 2 : 1;
-  const float loss = vector_sum(s, c.losses, losers * c.n);
+  const float loss = vector_sum(c.losses, losers * c.n);
   if (threadIdx.x == 0) *c.loss = loss * c.share;
   if (!c.grad_scale) return;
-  const float by_scale = vector_sum(s, c.scales, losers * c.blocks * c.splits);
+  const float by_scale = vector_sum(c.scales, losers * c.blocks * c.splits);
   if (threadIdx.x == 0) *c.grad_scale = by_scale;
 }
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// How a problem is cut into items, and where the workspace goes; the bytes of the latter.
+// How a problem is cut, into about an item for each multiprocessor, and where the workspace goes; the bytes of the latter.
 size_t lay_out(Call& c, i64 n, i64 d, SmallBatch::Form form, void* workspace) {
   c.n = (int)n, c.d = (int)d, c.padded = ceil_div(c.d, kPad) * kPad;
   c.views = form == SmallBatch::views;
   c.blocks = ceil_div(c.n, kRows), c.tiles = ceil_div(c.n, kKeys);
-  const int met = c.views ? 2 * c.tiles : c.tiles, wanted = kItems / (2 * c.blocks);
+  const int met = c.views ? 2 * c.tiles : c.tiles, wanted = multiprocessors() / (2 * c.blocks);
   c.span = ceil_div(met, wanted < 1 ? 1 : wanted < met ? wanted : met);
   c.splits = ceil_div(met, c.span);
+  c.items = 2 * c.blocks * c.splits;
   unsigned char* const begin = static_cast<unsigned char*>(workspace);
   unsigned char* end = begin;
   const auto take = [&](auto*& to, size_t count) {
@@ -701,7 +701,7 @@ size_t lay_out(Call& c, i64 n, i64 d, SmallBatch::Form form, void* workspace) {
   take(c.inverse, 2 * c.n);
   take(c.gains, 2 * c.n);
   take(c.losses, 2 * c.n);
-  take(c.scales, 2 * c.blocks * c.splits);
+  take(c.scales, c.items);
   return (size_t)(end - begin);
 }
 
@@ -723,13 +723,15 @@ const char* launch_width(Call& c, void* stream) {
   int resident = 0;
   // the next tile comes while one is worked on, where there is a next one and room for it
   for (c.stages = c.span > 1 ? 2 : 1; c.stages && !resident; --c.stages) {
-    shared = (size_t)(kRows + c.stages * kKeys) * c.pitch + kSharedFloats * sizeof(float);
+    shared = sizeof(Shared) + (size_t)(kRows + c.stages * kKeys) * c.pitch;
     resident = blocks_per_multiprocessor(kernel, kThreads, shared);
   }
   ++c.stages;
+  if (multiprocessors() == 0) return "no device";
   if (resident == 0) return "rows of this width do not fit into this device's shared memory";
-  const int most = multiprocessors() * resident, items = 2 * c.blocks * c.splits;
-  return launch(kernel, dim3(items < most ? items : most), kThreads, shared, (Stream)stream, true,
+  const int most = multiprocessors() * resident, grid = c.items < most ? c.items : most;
+  c.kept = c.items <= grid && c.span == 1;
+  return launch(kernel, dim3(grid), kThreads, shared, (Stream)stream, true,
                 c);
 }
 

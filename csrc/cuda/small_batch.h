@@ -28,6 +28,7 @@ struct SmallBatch {
 // The largest batch and width that are taken.
 constexpr int64_t kSmallBatch = 2048, kSmallWidth = 256;
 
+// Of the current device, on which the call must follow.
 size_t small_batch_workspace(int64_t n, int64_t d, SmallBatch::Form form);
 
 // Null, or why it was not launched.
