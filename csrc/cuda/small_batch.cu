@@ -744,16 +744,22 @@ const char* launch_precision(const SmallBatch& call, Call& c, void* stream) {
   return call.d <= 128 ? launch_width<T, 128>(c, stream) : launch_width<T, 256>(c, stream);
 }
 
+const char* refusal(i64 n, i64 d) {
+  if (n < 1 || n > kSmallBatch) return "n is not in 1 to 2048";
+  if (d < 1 || d > kSmallWidth) return "d is not in 1 to 256";
+  return nullptr;
+}
+
 }  // namespace
 
 size_t small_batch_workspace(int64_t n, int64_t d, SmallBatch::Form form) {
+  if (refusal(n, d)) return 0;
   Call c{};
   return lay_out(c, n, d, form, nullptr);
 }
 
 const char* small_batch(const SmallBatch& call, void* stream) {
-  if (call.n < 1 || call.n > kSmallBatch) return "n is not in 1 to 2048";
-  if (call.d < 1 || call.d > kSmallWidth) return "d is not in 1 to 256";
+  if (const char* why = refusal(call.n, call.d)) return why;
   if (call.form < SmallBatch::views || call.form > SmallBatch::both) return "unknown form";
   Call c{};
   lay_out(c, call.n, call.d, call.form, call.workspace);

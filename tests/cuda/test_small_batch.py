@@ -138,7 +138,7 @@ def pair(n, d, noise=0.7):
     return a, a + noise * torch.randn(n, d)
 
 
-@pytest.mark.parametrize("dtype", (BF16, F16), ids=str)
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_confident_rows_keep_their_gradient(kernel, dtype, form):
     """Losses near 1e-10, where a positive within the softmax leaves nothing of a gradient."""
@@ -223,7 +223,7 @@ def test_what_is_not_finite_shows(kernel, entry):
     loss, grad_a, _, grad_scale = kernel.pair_softmax(
         a, b, torch.tensor(3.0), "both", True, 1e-12, [True] * 3, F32
     )
-    assert loss.isnan() and grad_scale.isnan() and bool(grad_a.isnan().any(1).all())
+    assert bool(torch.stack([loss, grad_scale, *grad_a.sum(1)]).isnan().all())
 
 
 def test_repeats(kernel):
