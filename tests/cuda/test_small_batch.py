@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastcl import testing
-from fastcl.ops import reference, registry
+from fastcl.ops import reference, registry, small_batch
 from fastcl.testing import DATA, WHOLE, Shape
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -239,6 +239,8 @@ def test_repeats(kernel):
 
 
 def test_refusals(kernel):
+    """What the kernel refuses the backend declines."""
+
     def call(n, d, precision=F32):
         x = torch.zeros(n, d)
         kernel.pair_softmax(x, x, torch.tensor(1.0), "rows", True, 1e-12, [True] * 3, precision)
@@ -249,10 +251,21 @@ def test_refusals(kernel):
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=error):
             call(n, d)
-    kernel.machine = (3, 1, 163 * KB, 0)
-    with pytest.raises(RuntimeError, match="do not fit into this device's shared memory"):
-        call(4, 256)
-    call(4, 256, BF16)
+    assert not small_batch.fits(2049, 4, BF16, 227 * KB)
+    assert not small_batch.fits(4, 257, BF16, 227 * KB)
     kernel.machine = (0, 1, 227 * KB, 0)
     with pytest.raises(RuntimeError, match="no device"):
         call(4, 4)
+
+
+def test_exact_shared_memory(kernel):
+    """What ``fits`` asks for is what the launch takes, to the byte."""
+    x = torch.zeros(2, 160)
+    for precision in TYPES:
+        needed = next(s for s in range(0, 227 * KB, 16) if small_batch.fits(2, 160, precision, s))
+        arguments = (x, x, torch.tensor(1.0), "rows", True, 1e-12, [True] * 3, precision)
+        kernel.machine = (1, 1, needed, 0)
+        kernel.pair_softmax(*arguments)
+        kernel.machine = (1, 1, needed - 16, 0)
+        with pytest.raises(RuntimeError, match="do not fit into this device's shared"):
+            kernel.pair_softmax(*arguments)
