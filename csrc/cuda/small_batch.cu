@@ -24,13 +24,12 @@
 #include <cmath>
 
 #include "device.h"
+#include "tensor_cores.h"
 
 namespace fastcl::cuda {
 namespace {
 
 constexpr int kRows = 64, kKeys = 128, kThreads = 256, kWarps = kThreads / 32;
-constexpr int kSweepKeys = 64, kKeyTiles = kSweepKeys / 8;  // of a warp
-constexpr int kPad = 32;     // features are padded to a multiple, with zeros
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // A sum of 2^(x - max).
@@ -53,6 +52,7 @@ struct Call {
   int n, d, padded, pitch;  // the pitch is in bytes: 16 over, so that rows lie in other banks
   int blocks, tiles;        // of a batch's rows, of its keys
   int splits, span, items;  // parts of a row's keys, tiles in each but the last; all items
+  int turns;                // items of a block at most
   int stages;               // tiles of keys in shared memory
   bool kept;  // a block has one item of one tile: it stays there, and its scores in registers
   bool views;
@@ -214,163 +214,6 @@ FASTCL_DEVICE void measure(const Call& c, Line* lines, const unsigned char* rows
     for (int mask = 4; mask; mask /= 2) squares += shuffle_xor(squares, mask);
     if (member == 0)
       lines[row].factor = c.batches[batch].shrinks ? 1.0f : inverse_length(squares, c.eps);
-  }
-}
-
-// x = high + low, both TF32, all but exactly: three products of parts keep fp32's precision.
-struct Parts {
-  u32 high, low;
-};
-FASTCL_DEVICE Parts parts_of(float x) {
-  const u32 high = round_tf32(x);
-  return {high, round_tf32(x - as_float(high))};
-}
-FASTCL_DEVICE void multiply_parts(float (&c)[4], const u32 (&high)[4], const u32 (&low)[4],
-                                  Parts b0, Parts b1) {
-  multiply_tf32(c, low, b0.high, b1.high);
-  multiply_tf32(c, high, b0.low, b1.low);
-  multiply_tf32(c, high, b0.high, b1.high);
-}
-
-// Scores [16, 64] of a warp before lengths divide: number 4 n + i of lane 4 g + t belongs to row
-// g + i / 2 * 8 and key 8 n + 2 t + i % 2.
-using Scores = float[kKeyTiles][4];
-
-FASTCL_DEVICE void clear(Scores& s) {
-#pragma unroll
-  for (int n = 0; n < kKeyTiles; ++n)
-    for (int i = 0; i < 4; ++i) s[n][i] = 0.0f;
-}
-
-// `rows`, `keys`: where this lane loads matrices.
-template <class T>
-FASTCL_DEVICE void multiply_rows(T, Scores& s, const unsigned char* rows, const unsigned char* keys,
-                                 int pitch, int padded) {
-  clear(s);
-#pragma unroll 2
-  for (int d = 0; d < padded; d += 16) {
-    u32 a[4];
-    load_matrices<false>(a, rows + 2 * d);
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; n += 2) {
-      u32 b[4];
-      load_matrices<false>(b, keys + 8 * n * pitch + 2 * d);
-      multiply(T{}, s[n], a, b[0], b[1]);
-      multiply(T{}, s[n + 1], a, b[2], b[3]);
-    }
-  }
-}
-FASTCL_DEVICE void multiply_rows(float, Scores& s, const unsigned char* rows,
-                                 const unsigned char* keys, int pitch, int padded) {
-  clear(s);
-  for (int d = 0; d < padded; d += 16) {
-    u32 high[2][4], low[2][4];
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      u32 a[4];
-      load_matrices<false>(a, rows + 4 * d + 32 * k);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const Parts parts = parts_of(as_float(a[i]));
-        high[k][i] = parts.high, low[k][i] = parts.low;
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; n += 2) {
-      // tensor cores truncate as they add: long sums are formed outside, from short ones
-      float part[2][4] = {};
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        u32 b[4];
-        load_matrices<false>(b, keys + 8 * n * pitch + 4 * d + 32 * k);
-#pragma unroll
-        for (int h = 0; h < 2; ++h)
-          multiply_parts(part[h], high[k], low[k], parts_of(as_float(b[2 * h])),
-                         parts_of(as_float(b[2 * h + 1])));
-      }
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        for (int i = 0; i < 4; ++i) s[n + h][i] += part[h][i];
-    }
-  }
-}
-
-// Weights [16, 64] of a warp times its keys, added to [16, features]; tiles are of 8 features.
-template <int kTiles>
-FASTCL_DEVICE void multiply_keys(bf16, float (&sum)[kTiles][4], const Scores& w,
-                                 const unsigned char* keys, int pitch, int tiles) {
-  const int lane = threadIdx.x % 32;
-  keys += lane % 16 * pitch + lane / 16 * 16;
-  u32 a[kKeyTiles / 2][4];
-#pragma unroll
-  for (int k = 0; k < kKeyTiles; ++k)
-    for (int i = 0; i < 2; ++i) a[k / 2][k % 2 * 2 + i] = pack(bf16{}, w[k][2 * i], w[k][2 * i + 1]);
-#pragma unroll
-  for (int begin = 0; begin < kTiles; begin += kPad / 8) {
-    if (begin >= tiles) break;
-#pragma unroll
-    for (int k = 0; k < kKeyTiles / 2; ++k)
-#pragma unroll
-      for (int n = begin; n < begin + kPad / 8; n += 2) {
-        u32 b[4];
-        load_matrices<true>(b, keys + 16 * k * pitch + 16 * n);
-        multiply(bf16{}, sum[n], a[k], b[0], b[1]);
-        multiply(bf16{}, sum[n + 1], a[k], b[2], b[3]);
-      }
-  }
-}
-// Weights can be far below what fp16 holds: both sides are widened to TF32, which has its digits.
-// Of eight keys, the operands' places t and t + 4 hold keys 2 t and 2 t + 1.
-template <int kTiles>
-FASTCL_DEVICE void multiply_keys(f16, float (&sum)[kTiles][4], const Scores& w,
-                                 const unsigned char* keys, int pitch, int tiles) {
-  const int lane = threadIdx.x % 32;
-  keys += lane % 16 * pitch + lane / 16 * 16;
-  u32 a[kKeyTiles][4];
-#pragma unroll
-  for (int k = 0; k < kKeyTiles; ++k)
-    for (int i = 0; i < 4; ++i) a[k][i] = round_tf32(w[k][i % 2 * 2 + i / 2]);
-#pragma unroll
-  for (int n = 0; n < kTiles; n += 2) {
-    if (n >= tiles) break;
-#pragma unroll
-    for (int k = 0; k < kKeyTiles; k += 2) {
-      u32 b[4];
-      load_matrices<true>(b, keys + 8 * k * pitch + 16 * n);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        multiply_tf32(sum[n + i / 2], a[k + i % 2], as_bits(widen(f16{(uint16_t)b[i]})),
-                      as_bits(widen(f16{(uint16_t)(b[i] >> 16)})));
-    }
-  }
-}
-template <int kTiles>
-FASTCL_DEVICE void multiply_keys(float, float (&sum)[kTiles][4], const Scores& w,
-                                 const unsigned char* keys, int pitch, int tiles) {
-  const int lane = threadIdx.x % 32;
-  keys += lane % 4 * 2 * pitch + lane / 4 * 4;
-#pragma unroll
-  for (int k = 0; k < kKeyTiles; k += 2) {
-    u32 high[2][4], low[2][4];
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-      for (int i = 0; i < 4; ++i) {
-        const Parts parts = parts_of(w[k + h][i % 2 * 2 + i / 2]);
-        high[h][i] = parts.high, low[h][i] = parts.low;
-      }
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      if (n % 2 == 0 && n >= tiles) break;
-      float part[4] = {};
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const unsigned char* at = keys + 8 * (k + h) * pitch + 32 * n;
-        multiply_parts(part, high[h], low[h], parts_of(*reinterpret_cast<const float*>(at)),
-                       parts_of(*reinterpret_cast<const float*>(at + pitch)));
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[n][i] += part[i];
-    }
   }
 }
 
@@ -594,77 +437,78 @@ __global__ void __launch_bounds__(kThreads) small_batch_kernel(const __grid_cons
   const float scale = *c.scale * kLog2e;
   Scores scores;
 #pragma unroll 1
-  for (int phase = 0; phase < 2; ++phase)
+  for (int turn = 0; turn < 2 * c.turns; ++turn) {
+    const int phase = turn < c.turns ? 0 : 1;
+    const int index = blockIdx.x + (turn - phase * c.turns) * gridDim.x;
+    if (index >= c.items) continue;
+    const Item item(c, index);
+    const Batch& batch = c.batches[item.batch];
+    const bool wanted = phase == 0 ? c.kept || batch.loses
+                                   : batch.grad || (c.grad_scale && batch.loses);
+    // in phase 1 rows are classified in any case
+    const int tiles = wanted ? item.tiles : phase;
+    Sum sums[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
+    float sum[kWidth / 8][4] = {}, by_scale = 0.0f;
+    // each turn brings the tile that is `stages` ahead, those before the first nothing else
 #pragma unroll 1
-    for (int index = blockIdx.x; index < c.items; index += gridDim.x) {
-      const Item item(c, index);
-      const Batch& batch = c.batches[item.batch];
-      const bool wanted = phase == 0 ? c.kept || batch.loses
-                                     : batch.grad || (c.grad_scale && batch.loses);
-      // in phase 1 rows are classified in any case
-      const int tiles = wanted ? item.tiles : phase;
-      Sum sums[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
-      float sum[kWidth / 8][4] = {}, by_scale = 0.0f;
-      // each turn brings the tile that is `stages` ahead, those before the first nothing else
-#pragma unroll 1
-      for (int t = -c.stages; t < tiles; ++t) {
-        if (t >= 0) {
-          const Tile tile = item.tile(c, t);
-          const unsigned char* keys = Shared::key_data(c, t % c.stages);
-          if (c.stages == 2)
-            cp_async_wait<1>();
-          else
-            cp_async_wait<0>();
-          sync_threads();
-          if (phase == 0) {
-            if (t == 0) measure<T>(c, Shared::get().rows, Shared::row_data(), item.batch, kRows);
-            measure<T>(c, Shared::get().keys, keys, tile.batch, kKeys);
-          } else {
-            classify_lines(c, item, tile, t == 0, scale);
-          }
-          sync_threads();
-          if (!wanted) break;
-          if (phase == 0 || !c.kept) form_cosines<T>(c, scores, keys, p);
-          if (phase == 0) {
+    for (int t = -c.stages; t < tiles; ++t) {
+      if (t >= 0) {
+        const Tile tile = item.tile(c, t);
+        const unsigned char* keys = Shared::key_data(c, t % c.stages);
+        if (c.stages == 2)
+          cp_async_wait<1>();
+        else
+          cp_async_wait<0>();
+        sync_threads();
+        if (phase == 0) {
+          if (t == 0) measure<T>(c, Shared::get().rows, Shared::row_data(), item.batch, kRows);
+          measure<T>(c, Shared::get().keys, keys, tile.batch, kKeys);
+        } else {
+          classify_lines(c, item, tile, t == 0, scale);
+        }
+        sync_threads();
+        if (!wanted) break;
+        if (phase == 0 || !c.kept) form_cosines<T>(c, scores, keys, p);
+        if (phase == 0) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i)
-              add_exponentials(c, sums[i], scores, i, scale, item.first + p.row + 8 * i,
-                               tile.first + p.key);
-          } else {
-            weigh(c, scores, by_scale, scale, item.first, tile.first, p);
-            if (batch.grad)
-              multiply_keys(T{}, sum, scores, keys + p.half() * kSweepKeys * c.pitch, c.pitch,
-                            c.padded / 8);
-          }
-          sync_threads();
+          for (int i = 0; i < 2; ++i)
+            add_exponentials(c, sums[i], scores, i, scale, item.first + p.row + 8 * i,
+                             tile.first + p.key);
+        } else {
+          weigh(c, scores, by_scale, scale, item.first, tile.first, p);
+          if (batch.grad)
+            multiply_keys(T{}, sum, scores, keys + p.half() * kSweepKeys * c.pitch, c.pitch,
+                          c.padded / 8);
         }
-        const int next = t + c.stages;
-        if (wanted && next < tiles && (phase == 0 || !c.kept)) {
+        sync_threads();
+      }
+      const int next = t + c.stages;
+      if (wanted && next < tiles && (phase == 0 || !c.kept)) {
 #pragma unroll 1
-          for (int part = next == 0 ? 0 : 1; part < 2; ++part)
-            bring<T, kWidth>(c, part ? Shared::key_data(c, next % c.stages) : Shared::row_data(),
-                             part ? item.tile(c, next) : Tile{item.batch, item.first},
-                             part ? kKeys : kRows);
-        }
-        cp_async_commit();
-        // what the first tiles may travel beside
-        if (t == -1 && index == (int)blockIdx.x) {
-          if (phase == 0)
-            measure_pairs<kWidth>(c);
-          else
-            sync_grid();
-        }
+        for (int part = next == 0 ? 0 : 1; part < 2; ++part)
+          bring<T, kWidth>(c, part ? Shared::key_data(c, next % c.stages) : Shared::row_data(),
+                           part ? item.tile(c, next) : Tile{item.batch, item.first},
+                           part ? kKeys : kRows);
       }
-      if (phase == 0) {
-        if (wanted) store_sums(c, item, sums, p);
-        continue;
-      }
-      if (batch.grad) store_gradients(c, item, sum, p);
-      if (wanted && c.grad_scale) {
-        by_scale = block_sum(by_scale);
-        if (threadIdx.x == 0) c.scales[index] = by_scale;
+      cp_async_commit();
+      // what the first tiles may travel beside
+      if (t == -1 && turn == phase * c.turns) {
+        if (phase == 0)
+          measure_pairs<kWidth>(c);
+        else
+          sync_grid();
       }
     }
+    if (phase == 0) {
+      if (wanted) store_sums(c, item, sums, p);
+      continue;
+    }
+    if (batch.grad) store_gradients(c, item, sum, p);
+    if (wanted && c.grad_scale) {
+      by_scale = block_sum(by_scale);
+      if (threadIdx.x == 0) c.scales[index] = by_scale;
+    }
+  }
   sync_grid();
 
   for (int i = blockIdx.x * kWarps + p.warp; i < 2 * c.n; i += gridDim.x * kWarps)
@@ -730,7 +574,8 @@ const char* launch_width(Call& c, void* stream) {
   if (multiprocessors() == 0) return "no device";
   if (resident == 0) return "rows of this width do not fit into this device's shared memory";
   const int most = multiprocessors() * resident, grid = c.items < most ? c.items : most;
-  c.kept = c.items <= grid && c.span == 1;
+  c.turns = ceil_div(c.items, grid);
+  c.kept = c.turns == 1 && c.span == 1;
   return launch(kernel, dim3(grid), kThreads, shared, (Stream)stream, true,
                 c);
 }
