@@ -8,8 +8,8 @@
 // and its partner share an index and are no negatives, nor is i itself: whatever the form, what is
 // left out is i == j.
 //
-// A block of threads takes an item: 64 rows and some tiles of 128 keys, of which each of 4 x 2 warps
-// takes 16 rows and 64 keys. Between two meetings of the grid,
+// A block of threads takes an item: 64 rows and some tiles of 128 keys, of which each of 4 x 2
+// warps takes 16 rows and 64 keys. The grid meets twice:
 //   1. sums of exponentials (with their maximum) go to slots;
 //   2. slots give log-sum-exps, hence weights; scores are formed again, unless an item is one tile
 //      and they are still in registers; parts of the gradients go to slots;
@@ -235,10 +235,10 @@ template <class T>
 FASTCL_DEVICE void form_cosines(const Call& c, Scores& x, const unsigned char* keys,
                                 const Place& p) {
   const int lane = p.lane;
-  multiply_rows(T{}, x, Shared::row_data() + (p.warp % 4 * 16 + lane % 16) * c.pitch + lane / 16 * 16,
-                keys + (p.half() * kSweepKeys + lane % 8 + lane / 16 * 8) * c.pitch +
-                    lane / 8 % 2 * 16,
-                c.pitch, c.padded);
+  const int row = p.warp % 4 * 16 + lane % 16;
+  const int key = p.half() * kSweepKeys + lane % 8 + lane / 16 * 8;
+  multiply_rows(T{}, x, Shared::row_data() + row * c.pitch + lane / 16 * 16,
+                keys + key * c.pitch + lane / 8 % 2 * 16, c.pitch, c.padded);
 #pragma unroll
   for (int n = 0; n < kKeyTiles; ++n)
     for (int i = 0; i < 4; ++i)
@@ -251,7 +251,8 @@ FASTCL_DEVICE bool counts(const Call& c, int row, int key) {
   return row != key && row < c.n && key < c.n;
 }
 
-FASTCL_DEVICE float above(float max) { return max == -INFINITY ? 0.0f : max; }
+// What is subtracted from scores whose maximum this is: of none, -inf.
+FASTCL_DEVICE float base_of(float max) { return max == -INFINITY ? 0.0f : max; }
 
 // The exponentials of this thread's scores in one of its rows.
 FASTCL_DEVICE void add_exponentials(const Call& c, Sum& sum, const Scores& cosines, int which,
@@ -261,7 +262,7 @@ FASTCL_DEVICE void add_exponentials(const Call& c, Sum& sum, const Scores& cosin
   for (int n = 0; n < kKeyTiles; ++n)
     for (int i = 0; i < 2; ++i)
       if (counts(c, row, key + 8 * n + i)) max = fmaxf(max, cosines[n][2 * which + i] * scale);
-  const float base = above(max);
+  const float base = base_of(max);
   float total = sum.sum * exp2_fast(sum.max - base);
 #pragma unroll
   for (int n = 0; n < kKeyTiles; ++n)
@@ -282,7 +283,7 @@ FASTCL_DEVICE Term classify(const Call& c, int batch, int row, float scale) {
   float max = -INFINITY, total = 0.0f;
 #pragma unroll 8
   for (int i = 0; i < 2 * c.splits; ++i) max = fmaxf(max, sums[i * 2 * c.n].max);
-  const float base = above(max);
+  const float base = base_of(max);
 #pragma unroll 8
   for (int i = 0; i < 2 * c.splits; ++i) {
     const Sum part = sums[i * 2 * c.n];
@@ -344,7 +345,7 @@ FASTCL_DEVICE void store_sums(const Call& c, const Item& item, const Sum (&sums)
   for (int i = 0; i < 2; ++i) {
     const float pair = fmaxf(sums[i].max, shuffle_xor(sums[i].max, 1));
     const float max = fmaxf(pair, shuffle_xor(pair, 2));
-    float sum = sums[i].sum * exp2_fast(sums[i].max - above(max));
+    float sum = sums[i].sum * exp2_fast(sums[i].max - base_of(max));
     for (int mask = 1; mask < 4; mask *= 2) sum += shuffle_xor(sum, mask);
     const int row = item.first + p.row + 8 * i;
     if (p.lane % 4 == 0 && row < c.n)
@@ -361,7 +362,8 @@ template <int kTiles>
 FASTCL_DEVICE void store_gradients(const Call& c, const Item& item, const float (&sum)[kTiles][4],
                                    const Place& p) {
   const int tiles = c.padded / 8;
-  float* exchange = reinterpret_cast<float*>(Shared::key_data(c, 0)) + p.warp % 4 * tiles * 128 + p.lane;
+  float* exchange = reinterpret_cast<float*>(Shared::key_data(c, 0));
+  exchange += p.warp % 4 * tiles * 128 + p.lane;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
     for (int i = 0; i < 4; ++i)
@@ -436,6 +438,7 @@ __global__ void __launch_bounds__(kThreads) small_batch_kernel(const __grid_cons
   const Place p;
   const float scale = *c.scale * kLog2e;
   Scores scores;
+  // all of a block's items in phase 0, then again in phase 1
 #pragma unroll 1
   for (int turn = 0; turn < 2 * c.turns; ++turn) {
     const int phase = turn < c.turns ? 0 : 1;
@@ -449,7 +452,7 @@ __global__ void __launch_bounds__(kThreads) small_batch_kernel(const __grid_cons
     const int tiles = wanted ? item.tiles : phase;
     Sum sums[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
     float sum[kWidth / 8][4] = {}, by_scale = 0.0f;
-    // each turn brings the tile that is `stages` ahead, those before the first nothing else
+    // each step brings the tile that is `stages` ahead; those before the first do nothing else
 #pragma unroll 1
     for (int t = -c.stages; t < tiles; ++t) {
       if (t >= 0) {
@@ -524,7 +527,8 @@ __global__ void __launch_bounds__(kThreads) small_batch_kernel(const __grid_cons
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// How a problem is cut, into about an item for each multiprocessor, and where the workspace goes; the bytes of the latter.
+// How a problem is cut, into about an item for each multiprocessor, and where the workspace goes;
+// the bytes of the latter.
 size_t lay_out(Call& c, i64 n, i64 d, SmallBatch::Form form, void* workspace) {
   c.n = (int)n, c.d = (int)d, c.padded = ceil_div(c.d, kPad) * kPad;
   c.views = form == SmallBatch::views;

@@ -1,6 +1,6 @@
-// Products of a warp by mma.sync (sm_80 and newer): 16 rows with 64 keys, and 64 weights of each with
-// the keys. Rows and keys lie in shared memory, `pitch` bytes apart: a multiple of 16 that puts
-// eight rows in a row's place into different banks. Features are padded with zeros to a multiple of
+// Products of a warp by mma.sync (sm_80 and newer): 16 rows with 64 keys, and their 64 weights with
+// the keys. Rows and keys lie in shared memory, `pitch` bytes apart: a multiple of 16 that puts the
+// same piece of eight rows into different banks. Features are padded with zeros to a multiple of
 // kPad. fp32 operands are split, so that products keep fp32's precision.
 #pragma once
 #include "device.h"
@@ -97,7 +97,8 @@ FASTCL_DEVICE void multiply_keys(bf16, float (&sum)[kTiles][4], const Scores& w,
   u32 a[kKeyTiles / 2][4];
 #pragma unroll
   for (int k = 0; k < kKeyTiles; ++k)
-    for (int i = 0; i < 2; ++i) a[k / 2][k % 2 * 2 + i] = pack(bf16{}, w[k][2 * i], w[k][2 * i + 1]);
+    for (int i = 0; i < 2; ++i)
+      a[k / 2][k % 2 * 2 + i] = pack(bf16{}, w[k][2 * i], w[k][2 * i + 1]);
 #pragma unroll
   for (int begin = 0; begin < kTiles; begin += kPad / 8) {
     if (begin >= tiles) break;

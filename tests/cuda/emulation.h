@@ -3,9 +3,9 @@
 //
 // Each thread of a block is a fiber; at every synchronisation the next one to run is drawn at
 // random, so a missing barrier shows as a wrong result for some seed. Copies with cp.async happen
-// as late as they may: when the thread waits for them. Shared memory and registers start as NaN
-// patterns. What a GPU would not survive (a deadlock, a copy outside shared memory) becomes the error
-// that launch returns. Nothing here checks alignment beyond 16 bytes, bank conflicts or memory order.
+// as late as they may: when the thread waits for them. Shared memory starts as NaN patterns. What a
+// GPU would not survive (a deadlock, a copy outside shared memory) becomes the error that launch
+// returns. Nothing here checks alignment beyond 16 bytes, bank conflicts or memory order.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
