@@ -8,6 +8,7 @@ are in :mod:`fastcl.ops`. Importing this needs torch alone.
 """
 
 from . import _checkout, functional, ops
+from .compat import patch, unpatch
 from .gradcache import GradCache
 from .losses import (
     CLIPLoss,
@@ -52,7 +53,9 @@ __all__ = [
     "backends",
     "functional",
     "ops",
+    "patch",
     "set_workspace",
+    "unpatch",
     "update_momentum",
     "use_backend",
 ]
