@@ -119,7 +119,9 @@ class _ByLabel:
         if indices_tuple is None and (ref_emb is None) == (ref_labels is None):
             pairs = self._candidates(embeddings, labels, ref_emb, ref_labels)
         if pairs is None:
-            return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)  # type: ignore[misc]
+            wide = [_widened(x) for x in (embeddings, ref_emb)]
+            loss = super().forward(wide[0], labels, indices_tuple, wide[1], ref_labels)  # type: ignore[misc]
+            return loss.to(embeddings.dtype) if isinstance(loss, Tensor) else loss
         return self._of(pairs, _precision(embeddings, ref_emb)).to(embeddings.dtype)
 
     def _candidates(self, embeddings, labels, ref_emb, ref_labels, skip=()) -> Candidates | None:
@@ -160,6 +162,12 @@ class _ByLabel:
 
 def _is_labels(labels) -> bool:
     return isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() == 1
+
+
+def _widened(x):
+    """16-bit rows in fp32, in which the peer's code is then exact enough."""
+    short = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
+    return x.float() if short else x
 
 
 def _precision(embeddings: Tensor, ref_emb: Tensor | None) -> torch.dtype:

@@ -108,11 +108,11 @@ class SupConLoss(CompatLoss):
         ids = labels.repeat(views)
         positives = Pairs("same", labels, ids, skip=(0,))
         score, count = pair_sums(anchors, keys, positives)
-        # softplus(negatives - positives) + (positives - their mean): with one positive the second
-        # term is 0 and nothing cancels where the loss is tiny
-        others = torch.where(count > 0, sums(positives), 0.0)
-        losses = softmax_loss(others, sums(Pairs("different", labels, ids)))
-        losses = losses + others - scale * score / count.clamp_min(1)
+        score = scale * score / count.clamp_min(1)
+        # softplus(negatives - positives) + (positives - their mean): with one positive the sum
+        # over positives is its score, and nothing cancels where the loss is tiny
+        same = torch.where(count > 1, sums(positives), score)
+        losses = softmax_loss(same, sums(Pairs("different", labels, ids))) + (same - score)
         return factor * torch.where(count > 0, losses, 0.0).mean()
 
 
