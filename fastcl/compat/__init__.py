@@ -60,7 +60,8 @@ class Patch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        unpatch(*self.peers)
+        if self.peers:  # without names it would undo every patch
+            unpatch(*self.peers)
 
 
 def patch(*peers: str) -> Patch:
