@@ -43,6 +43,10 @@ PEERS: dict[str, dict[str, tuple[str, ...]]] = {
             ("cached_multiple_negatives_ranking", "CachedMultipleNegativesRankingLoss"),
         )
     },
+    "solo": {
+        f"solo.losses.{name}": (f"{name}_loss_func",)
+        for name in ("simclr", "mocov2plus", "mocov3", "nnclr")
+    },
     "supcontrast": {"losses": ("SupConLoss",)},  # a script's folder, not a package
 }
 
@@ -73,7 +77,8 @@ def patch(*peers: str) -> Patch:
 
     Args:
         peers: of ``info_nce``, ``lightly``, ``open_clip``, ``pytorch_metric_learning``,
-            ``sentence_transformers`` and ``supcontrast`` (whose ``losses`` must be importable).
+            ``sentence_transformers``, ``solo`` and ``supcontrast`` (whose ``losses`` must be
+            importable).
 
     Returns:
         A context manager that undoes it.

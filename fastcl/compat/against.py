@@ -280,3 +280,26 @@ def _supcontrast() -> Iterator[Contest]:
                 ),
                 unit=True, temperature=t,
             )  # fmt: skip
+
+
+def _solo() -> Iterator[Contest]:
+    def labels(x: list[Tensor]) -> Tensor:
+        return torch.arange(len(x[0])).repeat(2)
+
+    yield Contest(
+        "simclr_loss_func", "simclr_loss_func", lambda c, x: c(torch.cat(x), labels(x), 0.1),
+        lambda x: truth.sup_con_inside(torch.cat(x), labels(x), 0.1),
+    )  # fmt: skip
+    yield Contest(
+        "mocov3_loss_func", "mocov3_loss_func", lambda c, x: c(x[0], x[1], 0.2),
+        lambda x: 0.4 * truth.info_nce(x[0], x[1], None, 0.2), temperature=0.2,
+    )  # fmt: skip
+    yield Contest(
+        "nnclr_loss_func", "nnclr_loss_func", lambda c, x: c(x[0], x[1]),
+        lambda x: truth.info_nce(x[0], x[1]),
+    )  # fmt: skip
+    yield Contest(
+        "mocov2plus_loss_func", "mocov2plus_loss_func",
+        lambda c, x: c(x[0], x[1], _bank(x).to(x[0].dtype).T, 0.2),
+        lambda x: truth.moco(x[0], x[1], _bank(x), 0.2), unit=True, temperature=0.2,
+    )  # fmt: skip

@@ -142,6 +142,14 @@ def sup_con_views(
     return temperature / base_temperature * losses.mean()
 
 
+def sup_con_inside(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:
+    scores = _unit(z) @ _unit(z).T / temperature
+    other = ~torch.eye(len(z), dtype=torch.bool)
+    same = (indexes[:, None] == indexes) & other
+    losses = _lse(scores, other) - _lse(scores, same)
+    return torch.where(same.any(1), losses, 0.0).mean()
+
+
 def by_label(
     loss: str,
     embeddings: Tensor,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import fastcl
-from fastcl.compat import info_nce, lightly, open_clip, pairwise, supcontrast, truth
+from fastcl.compat import info_nce, lightly, open_clip, pairwise, solo, supcontrast, truth
 from fastcl.compat.ranking import ranking_loss
 
 F64 = torch.float64
@@ -171,6 +171,28 @@ def test_supcontrast(mode, what):
             unit(x.flatten(2)), temperature=0.3, base_temperature=0.1, contrast_mode=mode, **options
         ),
         (x,),
+    )
+
+
+@pytest.mark.parametrize("indexes", [torch.arange(7).repeat(2), torch.arange(14) % 5])
+def test_solo(indexes):
+    agree(
+        lambda z: solo.simclr_loss_func(z, indexes, 0.2),
+        lambda z: truth.sup_con_inside(z, indexes, 0.2),
+        (rows(14, 6),),
+    )
+    z = rows(7, 6), rows(7, 6)
+    agree(
+        lambda a, b: solo.mocov3_loss_func(a, b, 0.3),
+        lambda a, b: 0.6 * truth.info_nce(a, b, None, 0.3),
+        z,
+    )
+    agree(solo.nnclr_loss_func, truth.info_nce, z)
+    queue = unit(rows(5, 6)).detach()
+    agree(
+        lambda a, b: solo.mocov2plus_loss_func(unit(a), unit(b), queue.T, 0.2),
+        lambda a, b: truth.moco(a, b, queue, 0.2),
+        z,
     )
 
 
