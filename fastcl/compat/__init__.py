@@ -117,6 +117,11 @@ def unpatch(*peers: str) -> None:
                 setattr(module, name, theirs)
 
 
+def rebound() -> int:
+    """How many names of modules :func:`patch` has rebound."""
+    return sum(len(changes) for changes in _changes.values())
+
+
 def _known(peers: tuple[str, ...]) -> tuple[str, ...]:
     for peer in peers:
         if peer not in PEERS:

@@ -2,7 +2,8 @@
 
     pytest -p fastcl.compat.pytest_plugin --fastcl-patch lightly tests/loss
 
-The report ends in how often each replaced class was called.
+The report ends in how many names were rebound, and how often each class was called (functions are
+not counted).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import Counter
 import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from . import PEERS, patch, unpatch
+from . import PEERS, patch, rebound, unpatch
 
 _calls: Counter[str] = Counter()
 
@@ -40,7 +41,9 @@ def _count(module, _) -> None:
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if config.getoption("--fastcl-patch"):
         calls = ", ".join(f"{name} {number}" for name, number in sorted(_calls.items()))
-        terminalreporter.write_line(f"fastcl stood in for: {calls or 'nothing that was called'}")
+        terminalreporter.write_line(
+            f"fastcl in place of {rebound()} names; calls: {calls or 'none of a class'}"
+        )
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
