@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from fastcl.data.extras import require
 
 if TYPE_CHECKING:
-    from fastcl.data.digits import DigitSplits, EpochShuffledBatches, Split, load_digit_splits
+    from fastcl.data.batches import EpochShuffledBatches
+    from fastcl.data.digits import DigitSplits, Split, load_digit_splits
     from fastcl.data.views import RECIPES, TwoViews
 
 __all__ = [
@@ -27,7 +28,11 @@ def __getattr__(name: str) -> object:
         from fastcl.data import views
 
         return getattr(views, name)
-    if name in ("DigitSplits", "EpochShuffledBatches", "Split", "load_digit_splits"):
+    if name == "EpochShuffledBatches":
+        from fastcl.data.batches import EpochShuffledBatches
+
+        return EpochShuffledBatches
+    if name in ("DigitSplits", "Split", "load_digit_splits"):
         require("sklearn", user="fastcl.data")
         from fastcl.data import digits
 

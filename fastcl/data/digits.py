@@ -9,7 +9,6 @@ choice (augmentation strength, temperature, epochs, the probe's form) is made on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,49 +62,3 @@ def load_digit_splits(seed: int) -> DigitSplits:
         pool, test_size=VALIDATION_IMAGES, random_state=seed, stratify=digits.target[pool]
     )
     return DigitSplits(part(train), part(validation), part(test))
-
-
-class EpochShuffledBatches:
-    """Batches [B, ...] of a tensor held in memory, in an order that depends on (seed, epoch) only.
-
-    A data loader that fetches single samples costs more than a training step on images this
-    small. Because the order is a function of the epoch, a resumed run meets the same batches as
-    one that was never interrupted. The incomplete last batch is dropped: the number of
-    negatives, and with it the loss, would differ there.
-
-    Args:
-        images: the data, first dimension N.
-        batch_size: B, at most N.
-        seed: of the shuffling.
-
-    Raises:
-        ValueError: ``batch_size`` is below 2 (no negatives) or above N.
-    """
-
-    def __init__(self, images: torch.Tensor, batch_size: int, seed: int):
-        if not 2 <= batch_size <= len(images):
-            raise ValueError(
-                f"batch_size: expected from 2 to {len(images)} (the number of training images), "
-                f"got {batch_size}"
-            )
-        self.images = images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    @property
-    def sampler(self) -> EpochShuffledBatches:
-        """Where Lightning looks for ``set_epoch``."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.images) // self.batch_size
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.images))
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield self.images[torch.from_numpy(order[start : start + self.batch_size])]

@@ -12,12 +12,13 @@ def extract_features(
 ) -> torch.Tensor:
     """Features [N, D] of images [N, ...], the encoder in evaluation mode.
 
-    The encoder's own mode is put back afterwards; no random number is drawn by layers that obey
-    the mode.
+    Images go to the encoder's device part by part, and the features stay there. The encoder's own
+    mode is put back afterwards; no random number is drawn by layers that obey the mode.
     """
     was_training = encoder.training
     encoder.eval()
-    features = torch.cat([encoder(part) for part in images.split(batch_size)])
+    weight = next(encoder.parameters(), images)
+    features = torch.cat([encoder(part.to(weight.device)) for part in images.split(batch_size)])
     encoder.train(was_training)
     return features
 
