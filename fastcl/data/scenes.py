@@ -17,6 +17,8 @@ SHAPES = ("square", "circle", "cross", "triangle")
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0)}
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 IMAGE_SIZE = 16
+CAPTION_LENGTH = 13
+"""Tokens of the longest caption, its start and its end included."""
 TEST_SCENES, VALIDATION_SCENES = 256, 128
 
 _OBJECT_SIZE = 6

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
 
 from fastcl import CLIPLoss, SigLIPLoss
 from fastcl.data.batches import EpochShuffledBatches
-from fastcl.data.scenes import IMAGE_SIZE, Scenes, load_scenes
-from fastcl.data.tokens import WordTokenizer
-from fastcl.encoders import SmallCNN, TextTransformer, TwoTower
-from fastcl.evaluation.features import calibrate_batch_norm, extract_features
-from fastcl.evaluation.retrieval import retrieval_scores
+from fastcl.data.tokens import PADDING
+from fastcl.encoders import TwoTower
+from fastcl.evaluation.features import extract_features
 from fastcl.trainers import texts
 from fastcl.trainers.callbacks import log_batch
 from fastcl.trainers.experiment import Experiment
 from fastcl.trainers.methods.texts import CLIPOptions
 from fastcl.trainers.optim import configure_optimizers
 from fastcl.trainers.options import Optimization
-
-_DRAWINGS = 4
-
 
 class CLIP(pl.LightningModule):
     """Two towers trained with the loss of CLIP or of SigLIP, scale and bias learnt.
@@ -71,6 +65,17 @@ class CLIP(pl.LightningModule):
         log_batch(self, len(batch[0]), loss, {**metrics, "scale": scale})
         return loss
 
+    @torch.no_grad()
+    def embed(
+        self, first: torch.Tensor, second: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where held-out halves [N, ...] and [M, ...] of pairs lie, [N, P] and [M, P]."""
+        towers = self.towers
+        return (
+            towers.first_projection(extract_features(towers.first, first)),
+            towers.second_projection(extract_features(towers.second, second)),
+        )
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure_optimizers(self, self.optimization)
 
@@ -88,17 +93,41 @@ def drop_words(inputs: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def experiment(options: CLIPOptions, seed: int) -> Experiment:
-    """Sources and docstrings, or images and captions, judged by retrieval of unseen pairs."""
-    return (_code_search if options.data == "code_search" else _scenes)(options, seed)
-
-
-def _code_search(options: CLIPOptions, seed: int) -> Experiment:
+    """Sources and docstrings, judged by retrieval among functions of unseen packages."""
     data = texts.load(options)
-    module = _build(options, lambda: texts.build_encoder(options, data.tokenizer), None, seed)
-    sources, docstrings = texts.tfidf_vectors(data)
+    torch.manual_seed(seed)
+    # One encoder: words and identifiers share their vectors. What each side makes of them differs.
+    encoder = texts.build_encoder(options, data.tokenizer)
+    sources, docstrings = data.scored.sources, data.scored.docstrings
+    return Experiment(
+        module=build_clip(options, encoder, encoder),
+        batches=EpochShuffledBatches(
+            (data.train.sources, data.train.docstrings), options.batch_size, seed
+        ),
+        scores=lambda module: texts.search_scores(*module.embed(sources, docstrings)),
+        headline="recall@10",
+        measured=texts.MEASURED,
+        data=texts.DATA,
+        references={
+            "TF-IDF": texts.search_scores(*texts.tfidf_vectors(data)),
+            "chance": texts.chance_scores(len(data.scored)),
+        },
+        levels=chance_levels(options),
+    )
 
-    def scores(module: Any) -> dict[str, float]:
-        return texts.search_scores(
-            extract_features(module.towers.encode_second, data.scored.docstrings),
-            extract_features(module.towers.first, data.scored.sources),
-        )
+
+def build_clip(options: CLIPOptions, first: nn.Module, second: nn.Module) -> CLIP:
+    """Two encoders and fresh projections, trained as ``options`` say."""
+    towers = TwoTower(
+        first, second, options.dim, temperature=options.temperature, bias=options.bias
+    )
+    return CLIP(
+        towers, loss=options.loss, word_dropout=options.word_dropout, optimization=options
+    )
+
+
+def chance_levels(options: CLIPOptions) -> dict[str, float]:
+    """What is logged while nothing is learnt, where that is known."""
+    if options.loss == "siglip":
+        return {}
+    return {"loss": math.log(options.batch_size), "contrastive_accuracy": 1 / options.batch_size}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,10 @@ import torch
 
 from fastcl.data.code_search import CodePair, load_code_search
 from fastcl.data.tokens import WordTokenizer, split_words
+from fastcl.encoders import TextTransformer
 from fastcl.evaluation.probe import linear_probe
 from fastcl.evaluation.retrieval import retrieval_scores
-from fastcl.trainers.methods.texts import TextOptions
+from fastcl.trainers.methods.texts import CodeOptions
 
 MEASURED = "Functions found by their docstring, among those of modules never trained on"
 DATA = f"functions and docstrings of the standard library of Python {platform.python_version()}"
@@ -42,7 +42,7 @@ class CodeSearch:
     tokenizer: WordTokenizer
 
 
-def load(options: TextOptions) -> CodeSearch:
+def load(options: CodeOptions) -> CodeSearch:
     """The pairs that ``options`` describe."""
     splits = load_code_search()
     tokenizer = WordTokenizer.of_texts(
@@ -59,6 +59,19 @@ def load(options: TextOptions) -> CodeSearch:
         )
 
     return CodeSearch(part(splits.train), part(getattr(splits, options.report_on)), tokenizer)
+
+
+def build_encoder(options: CodeOptions, tokenizer: WordTokenizer) -> TextTransformer:
+    """The encoder that ``options`` describe, with fresh parameters."""
+    return TextTransformer(
+        tokenizer.vocabulary_size,
+        width=options.width,
+        depth=options.depth,
+        heads=options.heads,
+        max_length=max(options.source_length, options.docstring_length),
+        pooling=options.pooling,
+        dropout=options.dropout,
+    )
 
 
 def package_numbers(pairs: tuple[CodePair, ...]) -> torch.Tensor:
@@ -86,7 +99,7 @@ def tfidf_vectors(data: CodeSearch) -> tuple[torch.Tensor, torch.Tensor]:
     return sources, docstrings
 
 
-def search_scores(docstrings: torch.Tensor, sources: torch.Tensor) -> dict[str, float]:
+def search_scores(sources: torch.Tensor, docstrings: torch.Tensor) -> dict[str, float]:
     """Recall@k and MRR of sources [N, D] searched by their docstrings [N, D]."""
     return retrieval_scores(docstrings, sources, ks=KS)
 
@@ -98,18 +111,15 @@ def chance_scores(candidates: int) -> dict[str, float]:
     return {**recalls, "mrr": float((1 / ranks).sum() / candidates)}
 
 
-def package_probe(embed: Callable[[TextPairs], torch.Tensor], scored: TextPairs) -> float:
-    """Accuracy of a linear probe that tells a docstring's package from its frozen features.
+def package_probe(features: torch.Tensor, pairs: tuple[CodePair, ...]) -> float:
+    """Accuracy of a linear probe that tells packages by the features [N, D] of ``pairs``.
 
-    Only packages with at least ten scored functions take part; of each, every other function is
-    the probe's training data. The encoder has seen none of these packages.
+    Only packages with at least ten pairs take part; of each, every other pair trains the probe. An
+    encoder trained on other packages has seen neither half.
     """
-    features = embed(scored).cpu().numpy()
-    labels = package_numbers(scored.pairs).numpy()
+    rows, labels = features.cpu().numpy(), package_numbers(pairs).numpy()
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     members = [member for member in members if len(member) >= LEAST_OF_PACKAGE]
     train = np.concatenate([member[::2] for member in members])
     test = np.concatenate([member[1::2] for member in members])
-    return linear_probe(
-        features[train], labels[train], features[test], labels[test], labels_per_class=None
-    )
+    return linear_probe(rows[train], labels[train], rows[test], labels[test], labels_per_class=None)

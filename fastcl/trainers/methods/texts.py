@@ -15,15 +15,13 @@ from fastcl.trainers.options import (
 
 
 @dataclass(frozen=True)
-class TextOptions(TrainOptions):
-    """What methods that learn from text share; every choice was made on validation packages.
+class TokenOptions(TrainOptions):
+    """What methods with a text encoder share; every choice was made on validation data.
 
     Args:
-        vocabulary: words with an embedding of their own; all others share 512.
-        source_length: tokens of a function's source that are read.
-        docstring_length: tokens of a docstring that are read.
         width: of embeddings and features.
         depth: transformer layers; 0 pools word embeddings.
+        heads: of the attention.
         pooling: mean of the tokens, or cls, the first token's state.
         dropout: of embeddings and layers.
         word_dropout: share of the words that training leaves out of each text.
@@ -35,11 +33,9 @@ class TextOptions(TrainOptions):
     learning_rate: float = 5e-3
     weight_decay: float = 1e-2
     warmup_epochs: int = 1
-    vocabulary: int = 4096
-    source_length: int = 96
-    docstring_length: int = 32
     width: int = 128
     depth: int = 0
+    heads: int = 4
     pooling: str = "mean"
     dropout: float = 0.1
     word_dropout: float = 0.3
@@ -47,10 +43,8 @@ class TextOptions(TrainOptions):
 
     def check(self) -> None:
         super().check()
-        for name in ("vocabulary", "width"):
+        for name in ("width", "heads"):
             check_at_least(name, getattr(self, name), 1)
-        for name in ("source_length", "docstring_length"):
-            check_at_least(name, getattr(self, name), 2)
         check_at_least("depth", self.depth, 0)
         check_choice("pooling", self.pooling, ("mean", "cls"))
         check_fraction("dropout", self.dropout)
@@ -59,30 +53,77 @@ class TextOptions(TrainOptions):
 
 
 @dataclass(frozen=True)
-class CLIPOptions(TextOptions):
-    """CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023) between two towers.
+class CodeOptions(TokenOptions):
+    """What methods that learn from documented functions share.
 
     Args:
-        data: code_search (source and docstring) or scenes (generated image and caption).
+        vocabulary: words with an embedding of their own; all others share 512.
+        source_length: tokens of a function's source that are read.
+        docstring_length: tokens of a docstring that are read.
+    """
+
+    vocabulary: int = 4096
+    source_length: int = 96
+    docstring_length: int = 32
+
+    def check(self) -> None:
+        super().check()
+        check_at_least("vocabulary", self.vocabulary, 1)
+        for name in ("source_length", "docstring_length"):
+            check_at_least(name, getattr(self, name), 2)
+
+
+@dataclass(frozen=True)
+class TowerOptions(TokenOptions):
+    """What two towers can be told.
+
+    Args:
         loss: clip (softmax over the batch, both ways) or siglip (a sigmoid for every pair).
         dim: where both towers meet.
         bias: the first value of siglip's learnable bias.
     """
 
-    data: str = "code_search"
     loss: str = "clip"
     dim: int = 128
     bias: float = -10.0
 
     def check(self) -> None:
         super().check()
-        check_choice("data", self.data, ("code_search", "scenes"))
         check_choice("loss", self.loss, ("clip", "siglip"))
         check_at_least("dim", self.dim, 1)
 
 
 @dataclass(frozen=True)
-class SimCSEOptions(TextOptions):
+class CLIPOptions(TowerOptions, CodeOptions):
+    """CLIP (Radford et al. 2021) or SigLIP (Zhai et al. 2023) of sources and docstrings."""
+
+
+@dataclass(frozen=True)
+class SceneCLIPOptions(TowerOptions):
+    """CLIP (Radford et al. 2021) or SigLIP (Zhai et al. 2023) of images and captions.
+
+    Args:
+        drawings: images of every training scene.
+        cnn_width: channels of the image encoder's first convolution.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    depth: int = 1
+    dropout: float = 0.0
+    word_dropout: float = 0.0
+    drawings: int = 4
+    cnn_width: int = 8
+
+    def check(self) -> None:
+        super().check()
+        check_at_least("drawings", self.drawings, 1)
+        check_at_least("cnn_width", self.cnn_width, 1)
+
+
+@dataclass(frozen=True)
+class SimCSEOptions(CodeOptions):
     """SimCSE (Gao et al. 2021), one encoder for docstrings and sources.
 
     Args:
@@ -104,6 +145,15 @@ METHODS = (
         summary="two towers meet where what belongs together is near (CLIP or SigLIP)",
         options=CLIPOptions,
         module="fastcl.trainers.clip",
+        fast={"epochs": 6},
+    ),
+    Method(
+        name="clip_scenes",
+        title="CLIP of images and captions",
+        summary="an image and its caption meet in one space (CLIP or SigLIP)",
+        options=SceneCLIPOptions,
+        module="fastcl.trainers.clip_scenes",
+        fast={"epochs": 5},
     ),
     Method(
         name="simcse",
