@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
 	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
 
-.PHONY: demo test test-triton-full dev lint lint-kernels bench gpu wheel clean
+.PHONY: demo test test-triton-full test-mining-full dev lint lint-kernels bench gpu wheel clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
 	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(or $(OUT),runs/demo) --overwrite
@@ -24,6 +24,9 @@ build/triton-%: $(VENV)/.ready
 test-triton-full: $(TRITONS:%=build/triton-%)  ## every backend test through the interpreter (long)
 	for path in $^; do TRITON_INTERPRET=1 PYTHONPATH=$$path $(BIN)/pytest tests/kernels \
 		tests/ops/test_backends.py -k triton || exit 1; done
+
+test-mining-full: $(VENV)/.ready  ## memory of the mining losses at 8192 rows (long)
+	FASTCL_MINING_ROWS=8192 $(BIN)/pytest tests/losses/test_margin.py -k no_matrix
 
 lint-kernels: $(TRITONS:%=build/triton-%)  ## compile every launch for sm_80 and sm_90 and check it (long)
 	for path in $^; do PYTHONPATH=$$path $(BIN)/python tests/kernels/lint.py || exit 1; done

@@ -7,7 +7,7 @@ Losses are modules here and functions in :mod:`fastcl.functional`; the primitive
 are in :mod:`fastcl.ops`. Importing this needs torch alone.
 """
 
-from . import _checkout, functional, ops
+from . import _checkout, functional, mining, ops
 from .gradcache import GradCache
 from .losses import (
     CLIPLoss,
@@ -17,11 +17,17 @@ from .losses import (
     DebiasedLoss,
     HardNegativeLoss,
     InfoNCELoss,
+    LiftedStructureLoss,
     MarginSoftmaxLoss,
     MemoryBankLoss,
+    MinedTripletLoss,
+    MultiSimilarityLoss,
     NTXentLoss,
+    PairwiseContrastiveLoss,
     SigLIPLoss,
     SupConLoss,
+    TripletLoss,
+    TripletScoreLoss,
 )
 from .memory import MemoryBank, MomentumEncoder, NegativeQueue, update_momentum
 from .ops import Pairs, backends, set_workspace, use_backend
@@ -39,18 +45,25 @@ __all__ = [
     "GradCache",
     "HardNegativeLoss",
     "InfoNCELoss",
+    "LiftedStructureLoss",
     "MarginSoftmaxLoss",
     "MemoryBank",
     "MemoryBankLoss",
+    "MinedTripletLoss",
     "MomentumEncoder",
+    "MultiSimilarityLoss",
     "NTXentLoss",
     "NegativeQueue",
     "Pairs",
+    "PairwiseContrastiveLoss",
     "SigLIPLoss",
     "SupConLoss",
+    "TripletLoss",
+    "TripletScoreLoss",
     "__version__",
     "backends",
     "functional",
+    "mining",
     "ops",
     "set_workspace",
     "update_momentum",

@@ -6,11 +6,17 @@ from .losses import (
     debiased,
     hard_negative,
     info_nce,
+    lifted_structure,
     margin_softmax,
     memory_bank,
+    mined_triplet,
+    multi_similarity,
     nt_xent,
+    pairwise_contrastive,
     siglip,
     sup_con,
+    triplet,
+    triplet_score,
 )
 
 __all__ = [
@@ -19,9 +25,15 @@ __all__ = [
     "debiased",
     "hard_negative",
     "info_nce",
+    "lifted_structure",
     "margin_softmax",
     "memory_bank",
+    "mined_triplet",
+    "multi_similarity",
     "nt_xent",
+    "pairwise_contrastive",
     "siglip",
     "sup_con",
+    "triplet",
+    "triplet_score",
 ]

@@ -3,6 +3,14 @@
 from .bank import CMCLoss, MemoryBankLoss, memory_bank
 from .debiased import DebiasedLoss, HardNegativeLoss, debiased, hard_negative
 from .decoupled import DCLLoss, DCLWLoss, dcl
+from .pairwise import (
+    LiftedStructureLoss,
+    MultiSimilarityLoss,
+    PairwiseContrastiveLoss,
+    lifted_structure,
+    multi_similarity,
+    pairwise_contrastive,
+)
 from .sigmoid import SigLIPLoss, siglip
 from .softmax import (
     CLIPLoss,
@@ -15,6 +23,14 @@ from .softmax import (
     nt_xent,
 )
 from .supcon import SupConLoss, sup_con
+from .triplets import (
+    MinedTripletLoss,
+    TripletLoss,
+    TripletScoreLoss,
+    mined_triplet,
+    triplet,
+    triplet_score,
+)
 
 __all__ = [
     "CLIPLoss",
@@ -24,19 +40,31 @@ __all__ = [
     "DebiasedLoss",
     "HardNegativeLoss",
     "InfoNCELoss",
+    "LiftedStructureLoss",
     "MarginSoftmaxLoss",
     "MemoryBankLoss",
+    "MinedTripletLoss",
+    "MultiSimilarityLoss",
     "NTXentLoss",
+    "PairwiseContrastiveLoss",
     "SigLIPLoss",
     "SupConLoss",
+    "TripletLoss",
+    "TripletScoreLoss",
     "clip",
     "dcl",
     "debiased",
     "hard_negative",
     "info_nce",
+    "lifted_structure",
     "margin_softmax",
     "memory_bank",
+    "mined_triplet",
+    "multi_similarity",
     "nt_xent",
+    "pairwise_contrastive",
     "siglip",
     "sup_con",
+    "triplet",
+    "triplet_score",
 ]

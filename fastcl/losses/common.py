@@ -140,8 +140,37 @@ def check_reduction(reduction: str) -> None:
     Raises:
         ValueError: it is not.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
+    check_choice(reduction, "reduction", REDUCTIONS)
+
+
+def check_choice(value, name: str, choices: tuple[str, ...]) -> None:
+    """One of ``choices``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {choices}")
+
+
+class FixedLoss(nn.Module):
+    """A loss without temperature: the keyword arguments of its function, as attributes."""
+
+    def __init__(self, **options):
+        super().__init__()
+        if "reduction" in options:
+            check_reduction(options["reduction"])
+        self._names = tuple(options)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def options(self) -> dict:
+        """The keyword arguments that its function takes."""
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        values = self.options().items()
+        return ", ".join(f"{name}={v!r}" for name, v in values if not isinstance(v, nn.Module))
 
 
 # -------------------------------------------------------------------------------- temperature
@@ -284,6 +313,26 @@ def reduce(
     share = losses.new_ones(()) * losses.shape[0] if weight is None else weight.sum()
     total, share = ranks.totals(losses.sum(), share)
     return total / torch.where(share == 0, 1.0, share)
+
+
+def reduce_counted(
+    sums: Tensor, counts: Tensor, reduction: str, weight: Tensor | None = None
+) -> Tensor:
+    """Per-anchor sums [N] over ``counts`` [N] tuples each to the asked form.
+
+    ``"mean"`` is over all tuples, so that nothing counted gives 0; ``"none"`` is each anchor's own
+    mean. An anchor's weight is that of its tuples.
+    """
+    check_reduction(reduction)
+    if weight is not None:
+        weight = check_vector(weight, "weight", sums.shape[0], sums, floats=True).to(sums.dtype)
+        sums = sums * weight
+    if reduction == "sum":
+        return sums.sum()
+    if reduction == "none":
+        return sums / counts.clamp_min(1)
+    total = (counts if weight is None else counts * weight).sum()
+    return sums.sum() / torch.where(total == 0, 1.0, total)
 
 
 def finish(losses, reduction, weight, metrics: dict[str, Tensor] | None, ranks: Ranks = ALONE):

@@ -153,3 +153,77 @@ def siglip(a, b, temperature=0.1, bias=-10.0, ids=None):
         drop = (ids[:, None] == ids) & (sign < 0)
         losses = losses.masked_fill(drop, 0.0)
     return losses.sum(1)
+
+
+def distances(a, b, distance="squared"):
+    squares = (a[:, None] - b).square().sum(2)
+    return squares if distance == "squared" else safe_root(squares)
+
+
+def safe_root(squares):
+    return torch.where(squares > 0, torch.where(squares > 0, squares, 1.0).sqrt(), 0.0)
+
+
+def pairwise_contrastive(a, b, similar, margin=1.0, form="hadsell"):
+    squares = (up(a) - up(b)).square().sum(1)
+    apart = margin - (safe_root(squares) if form == "hadsell" else squares)
+    apart = apart.clamp(min=0)
+    return 0.5 * torch.where(similar, squares, apart.square() if form == "hadsell" else apart)
+
+
+def triplet(a, p, n, margin=0.2, distance="squared", normalize=True):
+    a, p, n = (F.normalize(up(x)) if normalize else up(x) for x in (a, p, n))
+    near, far = ((a - x).square().sum(1) for x in (p, n))
+    if distance == "euclidean":
+        near, far = safe_root(near), safe_root(far)
+    return (near - far + margin).clamp(min=0)
+
+
+def mined_triplet(x, labels, margin=0.2, mining="batch_hard", distance="squared"):
+    """Sums [N] over the triplets that count, and their number [N]."""
+    x = F.normalize(up(x))
+    d = distances(x, x, distance)
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(x), dtype=torch.bool)
+    if mining == "batch_hard":
+        far = d.masked_fill(~positive, -1.0).amax(1)
+        near = d.masked_fill(same, 9.0).amin(1)
+        counted = positive.any(1) & ~same.all(1)
+        return (far - near + margin).clamp(min=0) * counted, counted
+    near, far = d[:, :, None], d[:, None, :]
+    losses = near - far + margin
+    keep = positive[:, :, None] & ~same[:, None, :]
+    if mining == "semi_hard":
+        farther = (far > near) & keep
+        nearest = far.masked_fill(~farther, 9.0).amin(2)
+        choice = torch.where(farther.any(2), nearest, far.masked_fill(~keep, -1.0).amax(2))
+        losses, keep = near[:, :, 0] - choice + margin, keep.any(2)
+        return (losses.clamp(min=0) * keep).sum(1), keep.sum(1)
+    keep = keep & (losses > 0)
+    if mining == "semi_hard_all":
+        keep = keep & (far > near)
+    return losses.masked_fill(~keep, 0.0).sum((1, 2)), keep.sum((1, 2))
+
+
+def lifted_structure(x, labels, margin=1.0, distance="euclidean"):
+    d = distances(up(x), up(x), distance)
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(x), dtype=torch.bool)
+    push = (margin - d).exp().masked_fill(same, 0.0).sum(1)
+    both = (push[:, None] + push).log() + d
+    return (0.5 * both.clamp(min=0).square() * positive).sum(1), positive.sum(1)
+
+
+def multi_similarity(x, labels, alpha=2.0, beta=50.0, base=0.5, epsilon=0.1):
+    x = F.normalize(up(x))
+    s = x @ x.T
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(x), dtype=torch.bool)
+    negative = ~same
+    if epsilon is not None:
+        least = s.masked_fill(~positive, 9.0).amin(1, keepdim=True)
+        most = s.masked_fill(same, -9.0).amax(1, keepdim=True)
+        positive, negative = positive & (s < most + epsilon), negative & (s > least - epsilon)
+    pull = (-alpha * (s - base)).exp().masked_fill(~positive, 0.0).sum(1)
+    push = (beta * (s - base)).exp().masked_fill(~negative, 0.0).sum(1)
+    return pull.log1p() / alpha + push.log1p() / beta
