@@ -9,42 +9,21 @@ choice (augmentation strength, temperature, epochs, the probe's form) is made on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from fastcl.data.splits import Split, Splits
 
 TEST_IMAGES = 360
 VALIDATION_IMAGES = 180
 _TEST_SEED = 0
 
 
-@dataclass(frozen=True)
-class Split:
-    """Part of a data set: ``images`` [N, 1, 8, 8] float32 in [0, 1], ``labels`` [N] int64, and
-    ``indices`` [N], the images' positions in the whole data set."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class DigitSplits:
-    """Disjoint training (1257), validation (180) and test (360) images, stratified by class."""
-
-    train: Split
-    validation: Split
-    test: Split
-
-
-def load_digit_splits(seed: int) -> DigitSplits:
-    """Load the digits; ``seed`` divides training from validation, the test images never change."""
+def load_digit_splits(seed: int) -> Splits:
+    """Load the digits; ``seed`` divides training (1257) from validation (180), the 360 test images
+    never change. All are stratified by class."""
     digits = load_digits()
     images = torch.from_numpy((digits.images / 16.0).astype(np.float32)).unsqueeze(1)
     labels = torch.from_numpy(digits.target.astype(np.int64))
@@ -61,4 +40,5 @@ def load_digit_splits(seed: int) -> DigitSplits:
     train, validation = train_test_split(
         pool, test_size=VALIDATION_IMAGES, random_state=seed, stratify=digits.target[pool]
     )
-    return DigitSplits(part(train), part(validation), part(test))
+    names = tuple(str(digit) for digit in range(10))
+    return Splits(part(train), part(validation), part(test), names, "scikit-learn digits")

@@ -1,16 +1,39 @@
 """Encoders (images or texts to features) and the heads that sit on them during pretraining."""
 
 from fastcl.encoders.captioner import LSTMCaptioner
-from fastcl.encoders.cnn import SmallCNN
-from fastcl.encoders.heads import MLPHead
+from fastcl.encoders.cnn import MNISTCNN, SmallCNN
+from fastcl.encoders.freezing import Frozen, freeze
+from fastcl.encoders.heads import LinearHead, MLPHead, check_fit, projection_head
+from fastcl.encoders.resnet import (
+    RESNETS,
+    ResNet,
+    load_torchvision,
+    resnet18,
+    resnet34,
+    resnet50,
+    torchvision_state,
+)
 from fastcl.encoders.text import HuggingFaceEncoder, TextTransformer
 from fastcl.encoders.two_tower import TwoTower
 
 __all__ = [
+    "MNISTCNN",
+    "RESNETS",
+    "Frozen",
     "HuggingFaceEncoder",
     "LSTMCaptioner",
+    "LinearHead",
     "MLPHead",
+    "ResNet",
     "SmallCNN",
     "TextTransformer",
     "TwoTower",
+    "check_fit",
+    "freeze",
+    "load_torchvision",
+    "projection_head",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "torchvision_state",
 ]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastcl.data.digits import Split
+from fastcl.data.splits import Split
 from fastcl.evaluation.features import extract_features
 from fastcl.evaluation.knn import knn_accuracy
 from fastcl.losses.common import TemperatureLoss
@@ -116,8 +116,8 @@ class EpochLog(pl.Callback):
         self.rows.append(
             {
                 "epoch": trainer.current_epoch + 1,
-                "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
                 **measured,
+                "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             }
         )
         self.write()

@@ -2,57 +2,135 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastcl.data.digits import DigitSplits, Split, load_digit_splits
-from fastcl.data.views import RECIPES
-from fastcl.encoders import SmallCNN
+from fastcl.data.digits import load_digit_splits
+from fastcl.data.files import DATA_SETS, image_folder
+from fastcl.data.splits import Split, Splits, unit_range
+from fastcl.data.views import Augment, TwoViews
+from fastcl.encoders import MNISTCNN, RESNETS, SmallCNN, projection_head
 from fastcl.evaluation import figures
-from fastcl.evaluation.features import extract_features
+from fastcl.evaluation.features import calibrate_batch_norm, extract_features
 from fastcl.evaluation.knn import knn_accuracy
 from fastcl.evaluation.probe import linear_probe
 from fastcl.trainers.callbacks import KNNMonitor, SimilaritySnapshots
+from fastcl.trainers.experiment import Experiment
 from fastcl.trainers.methods.images import ImageOptions
-from fastcl.trainers.options import UsageError, check_choice
+from fastcl.trainers.options import UsageError
 
 LABELS_PER_CLASS: tuple[int | None, ...] = (1, 5, 10, None)
 MEASURED = "Images classified right: nearest neighbours; linear probe of n labels per class"
-DATA = "handwritten digits of scikit-learn, without their labels"
 _SHOWN = 8
+_CALIBRATION = 2048  # images are enough for statistics to start from
 
 
-def load(options: ImageOptions, seed: int) -> DigitSplits:
+def load(options: ImageOptions, seed: int) -> Splits:
     """The images that ``options`` name, divided by ``seed``.
 
     Raises:
-        UsageError: augmentations that do not fit the images.
+        UsageError: their files are missing or damaged.
     """
-    check_choice("recipe", options.recipe, tuple(RECIPES))
-    if options.recipe == "simclr":
+    if options.data == "digits":
+        return load_digit_splits(seed)
+    root = Path(options.data_root)
+    try:
+        if options.data == "folder":
+            return image_folder(root, seed, options.image_size)
+        return DATA_SETS[options.data](root, seed)
+    except FileNotFoundError as error:
         raise UsageError(
-            "recipe: 'simclr' jitters colour and the digits are grey; expected 'digits'"
-        )
-    return load_digit_splits(seed)
+            f"data: {options.data} needs {error.filename}, which is absent ({error.strerror}); "
+            "set --data_root to the folder that holds it"
+        ) from error
 
 
-def build_encoder(options: ImageOptions) -> SmallCNN:
-    """The encoder that ``options`` describe, with fresh parameters."""
-    encoder = SmallCNN(in_channels=1, width=options.width)
-    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
-    return encoder
+def build_encoder(options: ImageOptions, in_channels: int) -> nn.Module:
+    """The encoder that ``options`` describe, with fresh parameters.
+
+    Raises:
+        UsageError: an encoder for grey images and images of colour.
+    """
+    if options.encoder == "small_cnn":
+        encoder: nn.Module = SmallCNN(in_channels, options.width)
+    elif options.encoder == "mnist_cnn":
+        if in_channels != 1:
+            raise UsageError(f"encoder: mnist_cnn expects grey images, got {in_channels} channels")
+        encoder = MNISTCNN()
+    else:
+        encoder = RESNETS[options.encoder](stem=options.stem, in_channels=in_channels)
+    return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
 
 
-def knn_monitor(splits: DigitSplits, options: ImageOptions) -> KNNMonitor:
-    """The monitor of validation images among training images."""
-    return KNNMonitor(splits.train, splits.validation, options.knn_every, options.knn_neighbours)
+def build_head(options: ImageOptions, encoder: nn.Module) -> nn.Module:
+    """The projection head that ``options`` describe, on top of ``encoder``."""
+    width = encoder.feature_dim
+    assert isinstance(width, int)
+    return projection_head(
+        options.head, width, options.out_features, hidden_features=options.hidden_features
+    )
+
+
+def build_parts(options: ImageOptions, splits: Splits, seed: int) -> tuple[nn.Module, nn.Module]:
+    """Encoder and head with their initial parameters, a function of ``options`` and ``seed``.
+
+    Batch norm starts from the statistics of training images: training replaces them, but the
+    untrained encoder of the comparison shall not be weak for lack of them.
+    """
+    torch.manual_seed(seed)
+    encoder = build_encoder(options, splits.channels)
+    head = build_head(options, encoder)
+    calibrate(nn.Sequential(encoder, head), splits.train.images)
+    return encoder, head
+
+
+def calibrate(module: nn.Module, images: torch.Tensor) -> None:
+    """Batch norm of ``module`` starts from the statistics of ``images``."""
+    calibrate_batch_norm(module, unit_range(images[:_CALIBRATION]))
+
+
+def views(options: ImageOptions, splits: Splits, kind: type[Augment] = TwoViews) -> Augment:
+    """The augmentations that ``options`` name for these images."""
+    return kind(options.recipe, splits.image_size)
+
+
+def image_experiment(
+    module: Any, options: ImageOptions, splits: Splits, seed: int, **others: Any
+) -> Experiment:
+    """An experiment judged by what ``module.encoder``'s frozen features are worth.
+
+    Args:
+        module: with an ``encoder``; those with ``views`` that give pairs get pictures of them.
+        others: what else :class:`Experiment` takes; ``batches`` at least.
+    """
+    score = partial(image_scores, splits=splits, options=options, seed=seed)
+    callbacks = [
+        KNNMonitor(splits.train, splits.validation, options.knn_every, options.knn_neighbours)
+    ]
+    if isinstance(getattr(module, "views", None), TwoViews):
+        pictures = ViewPictures(module.views, splits.validation, seed)
+        callbacks.append(pictures.snapshots)  # type: ignore[arg-type]
+        others = {"figures": pictures.figures, "details": pictures.details} | others
+    return Experiment(
+        **{
+            "module": module,
+            "scores": lambda trained: score(trained.encoder),
+            "headline": "probe@10",
+            "measured": MEASURED,
+            "data": f"{splits.name}, without labels",
+            "references": {"raw pixels": score(nn.Flatten())},
+            "callbacks": callbacks,
+        }
+        | others
+    )
 
 
 def image_scores(
-    encoder: nn.Module, splits: DigitSplits, options: ImageOptions, seed: int
+    encoder: nn.Module, splits: Splits, options: ImageOptions, seed: int
 ) -> dict[str, float]:
     """Accuracy of kNN and of linear probes on frozen features, in [0, 1].
 
@@ -65,6 +143,7 @@ def image_scores(
         scored_features, scored.labels, train_features, splits.train.labels,
         k=options.knn_neighbours,
     )  # fmt: skip
+    fewest = int(splits.train.labels.bincount().min())
     return {"kNN": knn} | {
         f"probe@{count or 'all'}": linear_probe(
             train_features.numpy(),
@@ -76,12 +155,8 @@ def image_scores(
             seed=seed,
         )
         for count in LABELS_PER_CLASS
+        if count is None or count <= fewest
     }
-
-
-def pixel_scores(splits: DigitSplits, options: ImageOptions, seed: int) -> dict[str, float]:
-    """:func:`image_scores` of the pixels themselves."""
-    return image_scores(nn.Flatten(), splits, options, seed)
 
 
 class ViewPictures:

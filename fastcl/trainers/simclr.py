@@ -11,9 +11,7 @@ from torch import nn
 
 from fastcl import NTXentLoss
 from fastcl.data.batches import EpochShuffledBatches
-from fastcl.data.views import TwoViews
-from fastcl.encoders import MLPHead
-from fastcl.evaluation.features import calibrate_batch_norm
+from fastcl.encoders import check_fit
 from fastcl.trainers import images
 from fastcl.trainers.callbacks import log_batch
 from fastcl.trainers.experiment import Experiment
@@ -25,7 +23,7 @@ from fastcl.trainers.options import Optimization
 class SimCLR(pl.LightningModule):
     """Encoder and projection head trained with NT-Xent.
 
-    Batches are images [B, C, H, W], floating point in [0, 1].
+    Batches are images [B, C, H, W], floating point in [0, 1] or uint8.
 
     Args:
         encoder: images [B, C, H, W] to features [B, D].
@@ -33,6 +31,9 @@ class SimCLR(pl.LightningModule):
         views: images to two augmented batches of the same shape.
         temperature: of NT-Xent.
         optimization: optimizer and schedule.
+
+    Raises:
+        ValueError: a head for features of another width than the encoder's.
 
     Source: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual
     Representations", algorithm 1.
@@ -48,6 +49,7 @@ class SimCLR(pl.LightningModule):
         optimization: Optimization = Optimization(),  # noqa: B008  # frozen
     ):
         super().__init__()
+        check_fit(encoder, head)
         self.encoder = encoder
         self.head = head
         self.views = views
@@ -71,39 +73,20 @@ class SimCLR(pl.LightningModule):
 def experiment(options: SimCLROptions, seed: int) -> Experiment:
     """SimCLR on images without labels, judged by what its frozen features are worth."""
     splits = images.load(options, seed)
-    batches = EpochShuffledBatches(splits.train.images, options.batch_size, seed)
-    module = build_simclr(options, splits.train.images, seed)
-    pictures = images.ViewPictures(module.views, splits.validation, seed)
-    candidates = 2 * options.batch_size - 1
-    return Experiment(
-        module=module,
-        batches=batches,
-        scores=lambda module: images.image_scores(module.encoder, splits, options, seed),
-        headline="probe@10",
-        measured=images.MEASURED,
-        data=images.DATA,
-        references={"raw pixels": images.pixel_scores(splits, options, seed)},
-        callbacks=[images.knn_monitor(splits, options), pictures.snapshots],
-        levels={"loss": math.log(candidates), "contrastive_accuracy": 1 / candidates},
-        figures=pictures.figures,
-        details=pictures.details,
-    )
-
-
-def build_simclr(options: SimCLROptions, images_: torch.Tensor, seed: int) -> SimCLR:
-    """The module with its initial parameters, a function of ``options`` and ``seed``.
-
-    Batch norm starts from the statistics of ``images_`` [N, 1, H, W]: training replaces them, but
-    the untrained encoder of the comparison shall not be weak for lack of them.
-    """
-    torch.manual_seed(seed)
-    encoder = images.build_encoder(options)
+    encoder, head = images.build_parts(options, splits, seed)
     module = SimCLR(
         encoder,
-        MLPHead(encoder.feature_dim, options.hidden_features, options.out_features),
-        TwoViews(options.recipe, (images_.shape[2], images_.shape[3])),
+        head,
+        images.views(options, splits),
         temperature=options.temperature,
         optimization=options,
     )
-    calibrate_batch_norm(module, images_)
-    return module
+    candidates = 2 * options.batch_size - 1
+    return images.image_experiment(
+        module,
+        options,
+        splits,
+        seed,
+        batches=EpochShuffledBatches(splits.pretraining, options.batch_size, seed),
+        levels={"loss": math.log(candidates), "contrastive_accuracy": 1 / candidates},
+    )
