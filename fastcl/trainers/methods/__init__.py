@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastcl.trainers.methods import images, metric, texts
+from fastcl.trainers.methods import captions, images, metric, texts
 from fastcl.trainers.methods.record import Method
 
-METHODS: dict[str, Method] = {method.name: method for method in (*images.METHODS, *texts.METHODS, *metric.METHODS)}
+METHODS: dict[str, Method] = {method.name: method for method in (*images.METHODS, *texts.METHODS, *metric.METHODS, *captions.METHODS)}
 
 __all__ = ["METHODS", "Method"]

@@ -45,7 +45,8 @@ class TripletOptions(MetricOptions):
 
     Args:
         per_class: samples of each class in a batch; batch_size must be a multiple.
-        mining: batch_hard, batch_all, semi_hard or semi_hard_all; see MinedTripletLoss.
+        mining: semi_hard, semi_hard_all, batch_all or batch_hard (see MinedTripletLoss). Batch-hard
+            from fresh parameters stays at its margin: all embeddings fall together.
         margin: of squared distances of unit rows.
         out_features: dimension of the embeddings.
     """
@@ -53,7 +54,7 @@ class TripletOptions(MetricOptions):
     epochs: int = 15
     batch_size: int = 120
     per_class: int = 12
-    mining: str = "batch_hard"
+    mining: str = "semi_hard"
     margin: float = 0.2
     out_features: int = 64
 
