@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .common import check_choice
+from .common import check_choice, is_transformed
 
 DISTANCES = ("squared", "euclidean")
 # Numbers in a block, of which about ten arrays exist at a time. On two cores' CPU 2^19 were no
@@ -82,14 +82,17 @@ def by_blocks(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> t
     if size >= n:
         return function(range(n), *inputs)
     blocks = [range(i, min(i + size, n)) for i in range(0, n, size)]
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        # Dynamo traces no backward that itself differentiates. (In eager mode the graph of
+        # checkpoints pins freed blocks: on a CPU that costs ten times the memory that is alive.)
+        parts = [
+            checkpoint(function, block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            for block in blocks
+        ]
+    elif is_transformed():  # torch.func differentiates in its own way, and keeps every block
+        parts = [function(block, *inputs) for block in blocks]
+    else:
         return _Blocks.apply(function, blocks, *inputs)
-    # Dynamo traces no backward that itself differentiates. (In eager mode the graph of checkpoints
-    # pins freed blocks: on a CPU that costs ten times the memory of what is alive.)
-    parts = [
-        checkpoint(function, block, *inputs, use_reentrant=False, preserve_rng_state=False)
-        for block in blocks
-    ]
     return tuple(torch.cat(several) for several in zip(*parts, strict=True))
 
 

@@ -18,6 +18,7 @@ from .common import (
     check_number,
     check_vector,
     finish,
+    given_scores,
     reduce_counted,
     unit_rows,
 )
@@ -140,23 +141,14 @@ def triplet_score(
         weight, reduction: as for :func:`triplet`.
 
     Returns:
-        The loss, in the scores' dtype.
+        The loss in fp32 (fp64 for fp64 scores).
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
     check_number(margin, "margin")
-    n = positive_scores.shape[0] if isinstance(positive_scores, Tensor) else 0
-    check_vector(positive_scores, "positive_scores", n, positive_scores, floats=True)
-    if not isinstance(negative_scores, Tensor) or not negative_scores.is_floating_point():
-        raise TypeError(f"negative_scores {describe(negative_scores)}; expected a float tensor")
-    if n == 0 or negative_scores.dim() not in (1, 2) or negative_scores.shape[0] != n:
-        raise ValueError(
-            f"negative_scores {describe(negative_scores)}; expected [{n}] or [{n}, K], as many "
-            "rows as positive_scores, of which there must be some"
-        )
-    several = negative_scores if negative_scores.dim() == 2 else negative_scores[:, None]
-    losses = F.relu(margin - positive_scores[:, None] + several).sum(1)
+    positive, negative = given_scores(positive_scores, negative_scores)
+    losses = F.relu(margin - positive[:, None] + negative).sum(1)
     return finish(losses, reduction, weight, None)
 
 

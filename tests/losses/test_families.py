@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import fastcl
+from fastcl import functional as f
 
 _spec = importlib.util.spec_from_file_location("oracle", Path(__file__).parent / "oracle.py")
 oracle = importlib.util.module_from_spec(_spec)
@@ -26,6 +27,52 @@ N, D = 22, 6
 # four classes of several, one sample without a positive
 LABELS = torch.tensor([0, 1, 2, 3] * 5 + [0, 9])
 EVEN = LABELS % 2 == 0
+ORDER = torch.randperm(N, generator=torch.Generator().manual_seed(5))
+
+
+# exact in 16 bits, so that what is fixed is the same in every precision
+REFERENCE = torch.randn(N, 4, generator=torch.Generator().manual_seed(6)).bfloat16().double()
+PATCHES = torch.randn(3, N, D, generator=torch.Generator().manual_seed(7)).bfloat16().double()
+SOURCE = torch.tensor([0, 0, 1, 2, 2, 2, 5, 6, 7])  # none, one and several for an anchor
+TARGETS = torch.rand(N, 5, generator=torch.Generator().manual_seed(8)) < 0.4
+
+
+def captions(positive, negative, **options):
+    reference = REFERENCE.to(positive.dtype)
+    return f.caption_contrastive(
+        positive, reference[:, 0], negative, reference[:, 1:], log_noise_ratio=0.4, **options
+    )
+
+
+def patches(query, **options):
+    keys = PATCHES if query.dim() == 3 else PATCHES[0]
+    return f.patch_nce(query, keys.to(query.dtype), **options)
+
+
+def conditional(features, proxies, **options):
+    return f.conditional_contrastive(features, LABELS, proxies, **options)
+
+
+def vib(mean, log_std, **options):
+    return f.vib_compression(mean, (log_std / 16).exp(), **options)
+
+
+def mib(mean1, log_std1, mean2, log_std2, **options):
+    return f.mib_compression(mean1, (log_std1 / 16).exp(), mean2, (log_std2 / 16).exp(), **options)
+
+
+class Function(torch.nn.Module):
+    """A function as a module: where the loss's own has weights or takes what is fixed here."""
+
+    def __init__(self, function, **options):
+        super().__init__()
+        self.function, self.options = function, options
+
+    def forward(self, *inputs, **more):
+        return self.function(*inputs, **self.options, **more)
+
+    def extra_repr(self):
+        return f"reduction={self.options.get('reduction', 'mean')!r}"
 
 
 @dataclass
@@ -85,6 +132,115 @@ ROWS = {
         lambda **o: fastcl.MultiSimilarityLoss(epsilon=None, **o), [(N, D)],
         lambda x: oracle.multi_similarity(x, LABELS, epsilon=None), (LABELS,),
     ),
+    "NCE": Row(
+        fastcl.NCELoss, [(N,), (N, 3)], lambda p, n: oracle.nce(p, n, -1.3), (-1.3,),
+    ),
+    "captions": Row(
+        lambda **o: Function(captions, **o), [(N,), (N, 3)],
+        lambda p, n: oracle.captions(p, REFERENCE[:, 0], n, REFERENCE[:, 1:], 0.4),
+    ),
+    **{
+        f"CMC {form} {count}": Row(
+            lambda form=form, **o: fastcl.InBatchCMCLoss(0.5, form=form, **o), [(N, D)] * count,
+            lambda *views, form=form: oracle.cmc(views, 0.5, form),
+        )
+        for form, count in (("softmax", 2), ("softmax", 3), ("nce", 3))
+    },
+    "SimCSE": Row(
+        lambda **o: fastcl.SimCSELoss(0.2, **o), [(N, D)] * 2,
+        lambda q, k: oracle.sim_cse(q, k, None, 0.2),
+    ),
+    "SimCSE hard": Row(
+        lambda **o: fastcl.SimCSELoss(0.2, hard_negative_weight=1.5, **o), [(N, D)] * 3,
+        lambda q, k, h: oracle.sim_cse(q, k, h, 0.2, 1.5),
+    ),
+    "PatchNCE of an image": Row(
+        lambda **o: Function(patches, temperature=0.2, **o), [(N, D)],
+        lambda q: oracle.info_nce(q, PATCHES[0], temperature=0.2),
+    ),
+    "PatchNCE": Row(
+        lambda **o: Function(patches, temperature=0.2, **o), [(3, N, D)],
+        lambda q: torch.cat(
+            [oracle.info_nce(a, b, temperature=0.2) for a, b in zip(q, PATCHES, strict=True)]
+        ),
+    ),
+    "PatchNCE of a batch": Row(
+        lambda **o: Function(patches, temperature=0.2, negatives="batch", **o), [(3, N, D)],
+        lambda q: oracle.info_nce(q.flatten(0, 1), PATCHES.flatten(0, 1), temperature=0.2),
+    ),
+    "2C": Row(
+        lambda **o: Function(conditional, **o), [(N, D), (10, D)],
+        lambda x, p: oracle.conditional(x, LABELS, p),
+    ),
+    "VIB": Row(
+        lambda **o: Function(vib, **o), [(N, D)] * 2,
+        lambda m, s: oracle.kl(m, (oracle.up(s) / 16).exp(), 0.0, 1.0),
+    ),
+    "MIB": Row(
+        lambda **o: Function(mib, **o), [(N, D)] * 4,
+        lambda m, s, n, t: 0.5 * (
+            oracle.kl(m, (oracle.up(s) / 16).exp(), oracle.up(n), (oracle.up(t) / 16).exp())
+            + oracle.kl(n, (oracle.up(t) / 16).exp(), oracle.up(m), (oracle.up(s) / 16).exp())
+        ),
+    ),
+    **{
+        f"domains {form}": Row(
+            lambda form=form, **o: fastcl.DomainSupConLoss(form=form, **o), [(N, D), (9, D)],
+            lambda x, s, form=form: oracle.domain_sup_con(x, s, LABELS, SOURCE, 0.1, form),
+            (LABELS, SOURCE),
+        )
+        for form in ("out", "in")
+    },
+    "ZLPR": Row(
+        fastcl.ZLPRLoss, [(N, 5)], lambda s: oracle.zlpr(s, TARGETS), (TARGETS,),
+    ),
+    **{
+        f"CPC {negatives}": Row(
+            lambda negatives=negatives, **o: Function(
+                f.cpc, temperature=0.5, negatives=negatives, **o
+            ),
+            [(N, 3, 2, D)] * 2,
+            lambda p, z, negatives=negatives: oracle.cpc(p, z, 0.5, negatives),
+        )
+        for negatives in fastcl.losses.predictive.NEGATIVES
+    },
+    "CPC of one time": Row(
+        lambda **o: Function(f.cpc, normalize=True, **o), [(N, 2, D)] * 2,
+        lambda p, z: oracle.cpc(
+            *(torch.nn.functional.normalize(oracle.up(x), dim=2)[:, None] for x in (p, z))
+        ),
+    ),
+    "CPC of pairs": Row(
+        lambda **o: Function(f.cpc_bce, **o), [(N, 2, D)] * 2,
+        lambda p, z: oracle.cpc_bce(p, z, EVEN), (EVEN,),
+    ),
+    **{
+        f"Arora {form} {kind}": Row(
+            lambda form=form, kind=kind, **o: fastcl.BlockContrastiveLoss(
+                form=form, shared=kind == "shared", **o
+            ),
+            shapes, lambda a, p, n, form=form, kind=kind: oracle.arora(a, p, n, form, kind),
+        )
+        for form in ("logistic", "hinge")
+        for kind, shapes in {
+            "own": [(N, D)] * 3, "blocks": [(N, D), (N, 3, D), (N, 4, 3, D)],
+            "shared": [(N, D), (N, 2, D), (9, 2, D)],
+        }.items()
+    },
+    **{
+        f"C-SWM {form}": Row(
+            lambda form=form, **o: fastcl.CSWMLoss(form=form, margin=20.0, **o), [(N, 3, D)] * 3,
+            lambda z, t, n, form=form: oracle.cswm(z, t, n, ORDER, form, 20.0), (ORDER,),
+        )
+        for form in ("paper", "repository")
+    },
+    **{
+        f"TransE {distance}": Row(
+            lambda distance=distance, **o: fastcl.TransELoss(2.0, distance=distance, **o),
+            [(N, D)] * 5, lambda *x, distance=distance: oracle.transe(*x, 2.0, distance),
+        )
+        for distance in ("l1", "euclidean", "squared")
+    },
     **{
         f"triplets {mining} {distance}": Row(
             lambda mining=mining, distance=distance, **o: fastcl.MinedTripletLoss(
@@ -145,7 +301,8 @@ def test_definition(name, monkeypatch):
         assert float(nothing.detach()) == 0.0
 
 
-@pytest.mark.parametrize("name", ROWS)
+# the constant of CMC's NCE has no gradient
+@pytest.mark.parametrize("name", [name for name in ROWS if not name.startswith("CMC nce")])
 def test_gradcheck(name):
     row = ROWS[name]
     inputs = row.inputs()
@@ -181,6 +338,21 @@ def assert_no_worse(ours, plain, exact, round_off):
     usual = usual if torch.isfinite(usual) else torch.tensor(0.0)
     tiny = torch.finfo(torch.float32).smallest_normal * math.sqrt(exact.numel())
     assert float(error) <= 2 * float(usual) + round_off * (float(exact.norm()) + tiny)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_autocast_and_functional_gradient(name):
+    row = ROWS[name]
+    inputs = row.inputs(torch.float32)
+    module = row.module()
+    expected = module(*inputs, *row.extra)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = module(*inputs, *row.extra)
+    assert loss.dtype == torch.float32
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=0.03)
+    first, *others = (x.detach() for x in inputs)
+    gradient = torch.func.grad(lambda x: module(x, *others, *row.extra))(first)
+    torch.testing.assert_close(gradient, gradients(expected, inputs[:1])[0])
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -149,6 +149,8 @@ def test_second_derivatives(size, monkeypatch):
         lambda x: f.mined_triplet(x, labels, 5.0, mining="batch_all", distance="euclidean"),
     ):
         assert torch.autograd.gradgradcheck(loss, x, fast_mode=True)
+        (gradient,) = torch.autograd.grad(loss(x), x)
+        torch.testing.assert_close(torch.func.grad(loss)(x.detach()), gradient)
 
 
 def test_several_blocks_compile_to_one_graph(monkeypatch):

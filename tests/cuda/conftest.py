@@ -1,0 +1,41 @@
+"""CUDA kernels without a GPU: csrc/cuda compiled for the host, on the machine of emulation.h."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILER = "g++"  # the kernels' sources rely on GNU extensions only where nvcc does
+FLAGS = ("-std=c++20", "-O1", "-Wall", "-shared", "-fPIC", "-fno-gnu-unique", "-DFASTCL_EMULATED")
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """``emulated("small_batch")``: csrc/cuda/small_batch.cu as a library, compiled once.
+
+    Call ``library.fastcl_emulate(multiprocessors, blocks, shared, seed)`` before a launch to choose
+    the machine: how many multiprocessors it has, how many blocks each holds at a time, bytes of
+    shared memory per block, and the order in which threads run.
+    """
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"needs {COMPILER}")
+    folder = tmp_path_factory.mktemp("cuda")
+    libraries = {}
+
+    def load(name: str) -> ctypes.CDLL:
+        if name not in libraries:
+            source, library = ROOT / f"csrc/cuda/{name}.cu", folder / f"{name}.so"
+            folders = (f"-I{ROOT / 'csrc/cuda'}", f"-I{ROOT / 'tests/cuda'}")
+            command = [COMPILER, *FLAGS, *folders, "-x", "c++", source, "-o", library]
+            subprocess.run(command, check=True)
+            libraries[name] = ctypes.CDLL(str(library))
+            libraries[name].fastcl_emulate.argtypes = (
+                ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint,
+            )  # fmt: skip
+            libraries[name].fastcl_emulate.restype = None
+        return libraries[name]
+
+    return load
