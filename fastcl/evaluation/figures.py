@@ -95,12 +95,15 @@ def similarity_matrices(
     _save(figure, path)
 
 
-def view_grid(first: torch.Tensor, second: torch.Tensor, *, path: Path) -> None:
+def view_grid(
+    first: torch.Tensor, second: torch.Tensor, *, path: Path, title: str | None = None
+) -> None:
     """Two rows of V images: column i holds the two views i and i + V of one image.
 
     Args:
         first, second: [V, C, H, W] with C = 1 or 3; values outside [0, 1] are clipped.
         path: PNG file.
+        title: says which images are one by default.
     """
     count = len(first)
     figure, axes = _figure(2, count, size=(1.15 * count, 2.9))
@@ -112,7 +115,8 @@ def view_grid(first: torch.Tensor, second: torch.Tensor, *, path: Path) -> None:
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_xlabel(str(row * count + column), fontsize=9, labelpad=2)
-    figure.suptitle(f"Two views of {count} images: i and i + {count} are one image", fontsize=11)
+    title = title or f"Two views of {count} images: i and i + {count} are one image"
+    figure.suptitle(title, fontsize=11)
     _save(figure, path)
 
 

@@ -71,7 +71,7 @@ def _train(name: str, argv: list[str]) -> int:
     options.check()
     if method.needs:
         require(*method.needs, extra=method.extra, user=f"fastcl train {method.name}")
-    from fastcl.trainers.run import run
+    from fastcl.trainers.runner import run
 
     run(
         method,

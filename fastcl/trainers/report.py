@@ -21,7 +21,7 @@ from fastcl.trainers.methods import Method
 from fastcl.trainers.options import TrainOptions
 
 if TYPE_CHECKING:
-    from fastcl.trainers.run import SeedResult
+    from fastcl.trainers.runner import SeedResult
 
 CURVES, COMPARISON = "curves.png", "comparison.png"
 
