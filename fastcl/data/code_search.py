@@ -137,9 +137,10 @@ def _pair(module: str, function: ast.FunctionDef | ast.AsyncFunctionDef) -> Code
     if len(re.findall(r"[^\W\d_]+", summary)) < _LEAST_WORDS:
         return None
     for node in ast.walk(function):  # an inner function's docstring would give that one away
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
     if all(_does_nothing(statement) for statement in function.body):
         return None
     # The name goes wherever it stands alone: calls of itself, of an inherited or wrapped namesake.

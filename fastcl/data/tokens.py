@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 PADDING, START = 0, 1
-"""Token ids: after the end of a text; before its first word ([CLS]) and, if asked, after its last."""
+"""Token ids: behind a text; before its first word ([CLS]) and, if asked, after its last."""
 
 _SPECIAL = 2
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fastcl.data.tokens import PADDING, START
+from fastcl.functional import sequence_log_prob
 
 
 class LSTMCaptioner(nn.Module):
@@ -26,7 +26,8 @@ class LSTMCaptioner(nn.Module):
     def __init__(self, encoder: nn.Module, vocabulary_size: int, width: int = 64):
         super().__init__()
         self.encoder = encoder
-        self.start = nn.Linear(encoder.feature_dim, 2 * width)
+        features: int = encoder.feature_dim  # type: ignore[assignment]  # of a Module, anything
+        self.start = nn.Linear(features, 2 * width)
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.lstm = nn.LSTM(width, width, batch_first=True)
         self.words = nn.Linear(width, vocabulary_size)
@@ -47,11 +48,8 @@ class LSTMCaptioner(nn.Module):
                 f"got {list(captions.shape)}"
             )
         hidden, _ = self.lstm(self.embedding(captions[:, :-1]), self._state(features))
-        losses = F.cross_entropy(
-            self.words(hidden).transpose(1, 2), captions[:, 1:],
-            ignore_index=PADDING, reduction="none",
-        )  # fmt: skip
-        return -losses.sum(1)
+        words = captions[:, 1:]
+        return sequence_log_prob(self.words(hidden), words, words != PADDING)
 
     @torch.no_grad()
     def generate(self, features: torch.Tensor, length: int) -> torch.Tensor:

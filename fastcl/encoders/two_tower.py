@@ -40,8 +40,8 @@ class TwoTower(nn.Module):
                 f"got {temperature}"
             )
         self.first, self.second = first, second
-        self.first_projection = nn.Linear(first.feature_dim, dim, bias=False)
-        self.second_projection = nn.Linear(second.feature_dim, dim, bias=False)
+        self.first_projection = nn.Linear(_width(first), dim, bias=False)
+        self.second_projection = nn.Linear(_width(second), dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.logit_bias = nn.Parameter(torch.tensor(float(bias)))
         self.max_scale = max_scale
@@ -66,3 +66,12 @@ class TwoTower(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Projections ([B, P], [B, P]) of aligned inputs."""
         return self.encode_first(first), self.encode_second(second)
+
+
+def _width(encoder: nn.Module) -> int:
+    width = getattr(encoder, "feature_dim", None)
+    if not isinstance(width, int):
+        raise TypeError(
+            f"first and second: expected encoders with a feature_dim, got {type(encoder).__name__}"
+        )
+    return width

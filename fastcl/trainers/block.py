@@ -9,7 +9,8 @@ from torch import nn
 
 from fastcl import BlockContrastiveLoss
 from fastcl.data.classes import ClassBalancedBatches
-from fastcl.data.digits import DigitSplits, Split, load_digit_splits
+from fastcl.data.digits import load_digit_splits
+from fastcl.data.splits import Split, Splits
 from fastcl.encoders import SmallCNN
 from fastcl.evaluation.features import calibrate_batch_norm, extract_features
 from fastcl.evaluation.mean_classifier import mean_classifier_accuracy
@@ -73,13 +74,20 @@ def experiment(options: BlockOptions, seed: int) -> Experiment:
     splits = load_digit_splits(seed)
     torch.manual_seed(seed)
     module = Block(
-        SmallCNN(in_channels=1, width=options.width), block=options.block, loss=options.loss, optimization=options
+        SmallCNN(in_channels=1, width=options.width),
+        block=options.block,
+        loss=options.loss,
+        optimization=options,
     )
     calibrate_batch_norm(module, splits.train.images)
     return Experiment(
         module=module,
         batches=ClassBalancedBatches(
-            splits.train.images, splits.train.labels, options.batch_size // (options.block + 1), options.block + 1, seed
+            splits.train.images,
+            splits.train.labels,
+            options.batch_size // (options.block + 1),
+            options.block + 1,
+            seed,
         ),
         scores=lambda module: _scores(module, splits, options),
         headline="mean classifier",
@@ -89,7 +97,7 @@ def experiment(options: BlockOptions, seed: int) -> Experiment:
     )
 
 
-def _scores(encoder: nn.Module, splits: DigitSplits, options: BlockOptions) -> dict[str, float]:
+def _scores(encoder: nn.Module, splits: Splits, options: BlockOptions) -> dict[str, float]:
     scored: Split = getattr(splits, options.report_on)
     train, test = (extract_features(encoder, part.images) for part in (splits.train, scored))
     labels = splits.train.labels.to(train.device), scored.labels.to(test.device)

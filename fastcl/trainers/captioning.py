@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from fastcl import CaptioningLoss
+from fastcl import CaptionContrastiveLoss
 from fastcl.data.batches import EpochShuffledBatches
 from fastcl.data.scenes import CAPTION_LENGTH, Scenes, load_scenes
 from fastcl.data.tokens import WordTokenizer
@@ -51,7 +51,7 @@ class Captioning(pl.LightningModule):
         super().__init__()
         self.captioner = captioner
         self.reference = copy.deepcopy(captioner).requires_grad_(False)
-        self.loss = CaptioningLoss()
+        self.loss = CaptionContrastiveLoss()
         self.mle_epochs = mle_epochs
         self.negatives = negatives
         self.optimization = optimization
@@ -73,7 +73,8 @@ class Captioning(pl.LightningModule):
             with torch.no_grad():
                 known = self.reference.encoder(images)
                 before = _log_likelihoods(self.reference, known, captions, others)
-            loss = self.loss(*_log_likelihoods(self.captioner, features, captions, others), *before)
+            own, other = _log_likelihoods(self.captioner, features, captions, others)
+            loss = self.loss(own, before[0], other, before[1])
         log_batch(self, len(images), loss, {})
         return loss
 

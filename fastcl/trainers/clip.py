@@ -17,9 +17,10 @@ from fastcl.evaluation.features import extract_features
 from fastcl.trainers import texts
 from fastcl.trainers.callbacks import log_batch
 from fastcl.trainers.experiment import Experiment
-from fastcl.trainers.methods.texts import CLIPOptions
+from fastcl.trainers.methods.texts import CLIPOptions, TowerOptions
 from fastcl.trainers.optim import configure_optimizers
 from fastcl.trainers.options import Optimization
+
 
 class CLIP(pl.LightningModule):
     """Two towers trained with the loss of CLIP or of SigLIP, scale and bias learnt.
@@ -66,9 +67,7 @@ class CLIP(pl.LightningModule):
         return loss
 
     @torch.no_grad()
-    def embed(
-        self, first: torch.Tensor, second: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where held-out halves [N, ...] and [M, ...] of pairs lie, [N, P] and [M, P]."""
         towers = self.towers
         return (
@@ -116,17 +115,15 @@ def experiment(options: CLIPOptions, seed: int) -> Experiment:
     )
 
 
-def build_clip(options: CLIPOptions, first: nn.Module, second: nn.Module) -> CLIP:
+def build_clip(options: TowerOptions, first: nn.Module, second: nn.Module) -> CLIP:
     """Two encoders and fresh projections, trained as ``options`` say."""
     towers = TwoTower(
         first, second, options.dim, temperature=options.temperature, bias=options.bias
     )
-    return CLIP(
-        towers, loss=options.loss, word_dropout=options.word_dropout, optimization=options
-    )
+    return CLIP(towers, loss=options.loss, word_dropout=options.word_dropout, optimization=options)
 
 
-def chance_levels(options: CLIPOptions) -> dict[str, float]:
+def chance_levels(options: TowerOptions) -> dict[str, float]:
     """What is logged while nothing is learnt, where that is known."""
     if options.loss == "siglip":
         return {}

@@ -26,25 +26,27 @@ from fastcl.trainers.options import Optimization
 
 
 class SimCSE(pl.LightningModule):
-    """A text encoder and a head that only training uses, trained with InfoNCE.
+    """A text encoder, and a head that only training uses, trained with InfoNCE.
 
     Batches are token ids [B, L], each text being its own positive; or triples (text, positive,
     hard negative) of such, where hard negatives are negatives of every text of the batch.
 
     Args:
         encoder: token ids to features [B, D], with dropout.
+        head: features to what is compared; :func:`mlp_head` is the paper's, identity none.
         temperature: of the cosines.
         hard_negative_weight: added to the logit of a text's own hard negative; 0 changes nothing.
         word_dropout: share of the tokens, the first excepted, left out of each view.
         optimization: optimizer and schedule.
 
     Source: Gao et al. 2021, "SimCSE: Simple Contrastive Learning of Sentence Embeddings",
-    equations 4 and 5; the head (linear, tanh) as in section 6.1.
+    equations 4 and 5.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
+        head: nn.Module,
         *,
         temperature: float = 0.05,
         hard_negative_weight: float = 0.0,
@@ -53,9 +55,7 @@ class SimCSE(pl.LightningModule):
     ):
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(
-            nn.Linear(encoder.feature_dim, encoder.feature_dim), nn.Tanh()
-        )
+        self.head = head
         self.loss = SimCSELoss(
             temperature, hard_negative_weight=hard_negative_weight, return_metrics=True
         )
@@ -82,14 +82,17 @@ def experiment(options: SimCSEOptions, seed: int) -> Experiment:
     """Docstrings and sources in one space, judged by code search and by a probe."""
     data = texts.load(options)
     train, scored = data.train, data.scored
+    training: torch.Tensor | tuple[torch.Tensor, ...]
     if options.supervised:
         training = train.docstrings, train.sources, train.sources[hard_negatives(train.pairs)]
     else:
         missing = options.source_length - options.docstring_length
         training = torch.cat([F.pad(train.docstrings, (0, missing), value=PADDING), train.sources])
     torch.manual_seed(seed)
+    encoder = texts.build_encoder(options, data.tokenizer)
     module = SimCSE(
-        texts.build_encoder(options, data.tokenizer),
+        encoder,
+        mlp_head(encoder.feature_dim) if options.head else nn.Identity(),
         temperature=options.temperature,
         hard_negative_weight=options.hard_negative_weight,
         word_dropout=options.word_dropout,
@@ -128,6 +131,11 @@ def experiment(options: SimCSEOptions, seed: int) -> Experiment:
         },
         details=lambda module: {"geometry": {"before": before, "after": geometry(module)}},
     )
+
+
+def mlp_head(width: int) -> nn.Module:
+    """The head of SimCSE (section 6.1): linear, tanh; not used where features are."""
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh())
 
 
 def hard_negatives(pairs: tuple[CodePair, ...]) -> torch.Tensor:

@@ -9,7 +9,8 @@ from torch import nn
 
 from fastcl import MinedTripletLoss
 from fastcl.data.classes import ClassBalancedBatches
-from fastcl.data.digits import Split, load_digit_splits
+from fastcl.data.digits import load_digit_splits
+from fastcl.data.splits import Split
 from fastcl.encoders import SmallCNN
 from fastcl.evaluation.features import calibrate_batch_norm, extract_features
 from fastcl.evaluation.retrieval import retrieval_scores, verification_auc
@@ -80,7 +81,11 @@ def experiment(options: TripletOptions, seed: int) -> Experiment:
     return Experiment(
         module=module,
         batches=ClassBalancedBatches(
-            splits.train.images, splits.train.labels, options.batch_size // options.per_class, options.per_class, seed
+            splits.train.images,
+            splits.train.labels,
+            options.batch_size // options.per_class,
+            options.per_class,
+            seed,
         ),
         scores=lambda module: metric_scores(extract_features(module, scored.images), scored.labels),
         headline="verification AUC",

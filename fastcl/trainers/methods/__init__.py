@@ -5,6 +5,14 @@ from __future__ import annotations
 from fastcl.trainers.methods import captions, images, metric, texts
 from fastcl.trainers.methods.record import Method
 
-METHODS: dict[str, Method] = {method.name: method for method in (*images.METHODS, *texts.METHODS, *metric.METHODS, *captions.METHODS)}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        *images.METHODS,
+        *metric.METHODS,
+        *texts.METHODS,
+        *captions.METHODS,
+    )
+}
 
 __all__ = ["METHODS", "Method"]

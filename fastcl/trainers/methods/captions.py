@@ -21,16 +21,17 @@ class CaptioningOptions(TrainOptions):
         cnn_width: channels of the image encoder's first convolution.
     """
 
-    epochs: int = 20
+    epochs: int = 24
     batch_size: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     warmup_epochs: int = 1
+    schedule: str = "constant"
     gradient_clip: float = 1.0
-    mle_epochs: int = 12
+    mle_epochs: int = 10
     negatives: int = 5
     detail: float = 0.4
-    drawings: int = 4
+    drawings: int = 2
     width: int = 64
     cnn_width: int = 8
 
@@ -53,6 +54,6 @@ METHODS = (
         summary="captions that fit their image better than others, against a frozen reference",
         options=CaptioningOptions,
         module="fastcl.trainers.captioning",
-        fast={"epochs": 12, "mle_epochs": 7},
+        fast={"epochs": 14, "mle_epochs": 7},
     ),
 )

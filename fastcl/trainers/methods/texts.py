@@ -131,11 +131,17 @@ class SimCSEOptions(CodeOptions):
             source of another function of the same module; otherwise a text is its own positive,
             under another dropout mask.
         hard_negative_weight: added to the logit of a docstring's own hard negative.
+        head: train through the paper's head. Off, for the features of an encoder this small learn
+            little behind it.
     """
 
+    epochs: int = 5
+    learning_rate: float = 1e-2
+    word_dropout: float = 0.0
+    temperature: float = 0.2
     supervised: bool = False
     hard_negative_weight: float = 0.0
-    temperature: float = 0.05
+    head: bool = False
 
 
 METHODS = (
@@ -161,5 +167,6 @@ METHODS = (
         summary="a text attracts itself under another dropout mask, or its given partner (InfoNCE)",
         options=SimCSEOptions,
         module="fastcl.trainers.simcse",
+        fast={"epochs": 2},
     ),
 )
