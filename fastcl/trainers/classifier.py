@@ -56,7 +56,7 @@ class Classifier(pl.LightningModule):
         logits = self(images if self.augment is None else self.augment(images))
         loss = F.cross_entropy(logits, labels)
         log_batch(
-            self, len(images), loss, {"accuracy": (logits.argmax(1) == labels).float().mean()}
+            self, len(images), loss, {"train_accuracy": (logits.argmax(1) == labels).float().mean()}
         )
         return loss
 

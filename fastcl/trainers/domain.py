@@ -61,6 +61,8 @@ def experiment(options: DomainOptions, seed: int) -> Experiment:
         head,
         images.views(options, splits),
         temperature=options.temperature,
+        normalize=options.normalize,
+        view_noise=options.view_noise,
         optimization=options,
     )
     scored: Split = getattr(splits, options.report_on)

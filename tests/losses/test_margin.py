@@ -91,6 +91,19 @@ def test_second_labels_of_the_known_answers_are_satisfied():
         assert float(f.mined_triplet(E, labels, mining=mining_)) == 0.0
 
 
+def test_semi_hard_negatives_are_strictly_farther():
+    """A negative where the positive is counts as no farther; a margin below 0 leaves none."""
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [-1.0, 0.1]], dtype=F64)
+    labels = torch.tensor([0, 0, 1, 2])
+    _, metrics = f.mined_triplet(x, labels, mining="semi_hard_all", return_metrics=True)
+    assert float(metrics["triplets"]) == 0.0
+    nearest = f.mined_triplet(x, labels, 9.0, mining="semi_hard", reduction="none")
+    d = torch.cdist(*[torch.nn.functional.normalize(x)] * 2).square()
+    assert float(nearest[0]) == pytest.approx(float(d[0, 1] - d[0, 3] + 9.0))
+    _, metrics = f.mined_triplet(E, LABELS, -0.1, mining="semi_hard_all", return_metrics=True)
+    assert float(metrics["triplets"]) == 0.0
+
+
 def test_coinciding_pairs_have_finite_gradients():
     x = torch.randn(4, 3, dtype=F64).repeat(2, 1).requires_grad_()
     labels = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])

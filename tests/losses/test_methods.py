@@ -139,6 +139,17 @@ def test_scores_stream_through_losses_as_explicit_logits(score):
         assert all(p.grad is not None for p in score.parameters())
 
 
+def test_nothing_to_choose_from_costs_nothing():
+    x = torch.randn(1, 4, dtype=F64)
+    for loss in (
+        f.cmc([x, 2 * x]),
+        f.cmc([x, -x], form="nce"),
+        f.sim_cse(x, -x),
+        f.patch_nce(x, -x),
+    ):
+        assert float(loss) == 0.0
+
+
 @pytest.mark.parametrize(
     "loss",
     [

@@ -36,6 +36,8 @@ class ImageOptions(TrainOptions):
         image_size: height and width to which the images of a folder are brought.
         recipe: augmentations that make the views: digits, or for colour simclr, moco_v1, moco_v2,
             or plain for either.
+        without: augmentations of the recipe that are left out, by kornia's names with commas
+            between them.
         encoder: small_cnn, mnist_cnn (183,296 parameters), resnet18, resnet34 or resnet50.
         stem: of a ResNet: cifar (images of about 32 x 32) or imagenet.
         width: channels of small_cnn's first convolution.
@@ -59,6 +61,7 @@ class ImageOptions(TrainOptions):
     data_root: str = "data"
     image_size: int = 64
     recipe: str = "digits"
+    without: str = ""
     encoder: str = "small_cnn"
     stem: str = "cifar"
     width: int = 16
@@ -99,13 +102,18 @@ class SimCLROptions(ImageOptions):
 
     Args:
         temperature: divisor of the cosine similarities in NT-Xent.
+        normalize: compare directions; otherwise dot products of the projections as they are.
+        view_noise: share of the pairs whose second view shows another image.
     """
 
     temperature: float = 0.5
+    normalize: bool = True
+    view_noise: float = 0.0
 
     def check(self) -> None:
         super().check()
         check_positive("temperature", self.temperature)
+        check_fraction("view_noise", self.view_noise)
 
 
 @dataclass(frozen=True)
@@ -183,13 +191,16 @@ class SupConOptions(ImageOptions):
     Args:
         temperature: divisor of the cosine similarities.
         form: out (the mean over positives outside the logarithm) or in.
+        label_noise: share of the training images that carry another class's label.
     """
 
     temperature: float = 0.1
     form: str = "out"
+    label_noise: float = 0.0
 
     def check(self) -> None:
         super().check()
+        check_fraction("label_noise", self.label_noise)
         check_positive("temperature", self.temperature)
         check_choice("form", self.form, ("out", "in"))
 
@@ -201,7 +212,7 @@ class RotationOptions(ImageOptions):
 
 @dataclass(frozen=True)
 class JigsawOptions(ImageOptions):
-    """Jigsaw pretext (Noroozi and Favaro 2016); tiles take the place of views.
+    """Jigsaw pretext (Noroozi and Favaro 2016); it has no head and compares no views.
 
     Args:
         side: to which images are resized before they are cut (255 in the paper).
@@ -245,14 +256,16 @@ class DomainOptions(SimCLROptions):
     """Domain adaptation by contrastive pretraining (Shen et al. 2022).
 
     Args:
-        shift: how images of the target domain differ from those of the source: inverted, noisy
+        shift: how images of the target domain differ from those of the source: noisy, inverted
             or textured (blended with a smooth random background, as MNIST-M is with photographs).
+            Only where augmentations can carry an image from one domain towards the other is there
+            something to gain: on digits noisy gains, textured loses.
         pretrain_on: both domains, or one of them, to see what the other is worth.
         finetune_epochs: passes over the labelled source images.
         finetune_learning_rate: of their supervised training, by AdamW.
     """
 
-    shift: str = "textured"
+    shift: str = "noisy"
     pretrain_on: str = "both"
     finetune_epochs: int = 20
     finetune_learning_rate: float = 3e-3
@@ -328,7 +341,7 @@ METHODS = (
         summary="in which order were the tiles of the image shuffled?",
         options=JigsawOptions,
         module="fastcl.trainers.jigsaw",
-        fast={"epochs": 30, "warmup_epochs": 3},
+        fast={"epochs": 15, "warmup_epochs": 2},
     ),
     Method(
         name="domain",
