@@ -1,6 +1,7 @@
-"""Encoders (images, sounds, worlds to features) and the heads that sit on them in pretraining."""
+"""Encoders (images, texts, sounds, worlds to features) and the heads on them in pretraining."""
 
 from fastcl.encoders.audio import AudioEncoder
+from fastcl.encoders.captioner import LSTMCaptioner
 from fastcl.encoders.cnn import MNISTCNN, SmallCNN
 from fastcl.encoders.context import GRUContext, StepEncoder
 from fastcl.encoders.freezing import Frozen, freeze
@@ -15,6 +16,8 @@ from fastcl.encoders.resnet import (
     resnet50,
     torchvision_state,
 )
+from fastcl.encoders.text import HuggingFaceEncoder, TextTransformer
+from fastcl.encoders.two_tower import TwoTower
 
 __all__ = [
     "MNISTCNN",
@@ -22,6 +25,8 @@ __all__ = [
     "AudioEncoder",
     "Frozen",
     "GRUContext",
+    "HuggingFaceEncoder",
+    "LSTMCaptioner",
     "LinearHead",
     "MLPHead",
     "ObjectEncoder",
@@ -29,6 +34,8 @@ __all__ = [
     "SmallCNN",
     "StepEncoder",
     "TransitionGNN",
+    "TextTransformer",
+    "TwoTower",
     "check_fit",
     "freeze",
     "load_torchvision",
