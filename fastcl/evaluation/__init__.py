@@ -8,6 +8,7 @@ from fastcl.data.extras import require
 from fastcl.evaluation.features import calibrate_batch_norm, extract_features
 from fastcl.evaluation.knn import knn_accuracy, knn_predict
 from fastcl.evaluation.mean_classifier import mean_classifier_accuracy
+from fastcl.evaluation.ranking import hits_at, mean_reciprocal_rank, ranks_by_distance
 from fastcl.evaluation.retrieval import (
     alignment,
     retrieval_scores,
@@ -22,9 +23,12 @@ __all__ = [
     "alignment",
     "calibrate_batch_norm",
     "extract_features",
+    "hits_at",
     "knn_accuracy",
     "knn_predict",
     "linear_probe",
+    "mean_reciprocal_rank",
+    "ranks_by_distance",
     "mean_classifier_accuracy",
     "retrieval_scores",
     "uniformity",
