@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+# the environment leaves CUDA kernels out, which take nvcc minutes: 1 builds them, `make wheel` always
+FASTCL_BUILD_CUDA ?= 0
 # the generated matrix of backends is long through the interpreter: see test-triton-full
 TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
 	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
 
-.PHONY: demo test test-triton-full dev lint lint-kernels bench gpu wheel clean
+.PHONY: demo test test-triton-full dev lint lint-kernels lint-cuda bench gpu wheel clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
 	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(or $(OUT),runs/demo) --overwrite
@@ -28,6 +30,12 @@ test-triton-full: $(TRITONS:%=build/triton-%)  ## every backend test through the
 lint-kernels: $(TRITONS:%=build/triton-%)  ## compile every launch for sm_80 and sm_90 and check it (long)
 	for path in $^; do PYTHONPATH=$$path $(BIN)/python tests/kernels/lint.py || exit 1; done
 
+build/cuobjdump: $(VENV)/.ready
+	$(BIN)/pip install -q --disable-pip-version-check --target $@ nvidia-cuda-cuobjdump
+
+lint-cuda: build/cuobjdump  ## compile every CUDA kernel for sm_80, sm_90a and sm_100a and check it
+	PYTHONPATH=$< $(BIN)/python tests/cuda/lint.py
+
 lint: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,8 +49,8 @@ gpu:  ## correctness and speed on this machine's CUDA GPU, with the torch and Tr
 
 dev: $(VENV)/.ready  ## the environment only
 
-wheel: $(VENV)/.ready  ## dist/*.whl
-	$(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
+wheel: $(VENV)/.ready  ## dist/*.whl with both native modules; needs nvcc, but no GPU
+	FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
 
 # torch comes first and alone, so that nothing later pulls a CUDA build of it
 $(VENV)/.torch:
@@ -50,9 +58,11 @@ $(VENV)/.torch:
 	$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)"
 	touch $@
 
-$(VENV)/.ready: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*/*)
+CSRC := $(wildcard csrc/cpu/* $(if $(filter-out 0,$(FASTCL_BUILD_CUDA)),csrc/cuda/*))
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	$(BIN)/pip install -q --disable-pip-version-check "setuptools>=77" wheel ninja
-	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e ".[dev]"
+	FASTCL_BUILD_CUDA=$(FASTCL_BUILD_CUDA) $(BIN)/pip install -q --disable-pip-version-check \
+		--no-build-isolation -e ".[dev]"
 	touch $@
 
 clean:

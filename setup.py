@@ -1,8 +1,11 @@
-"""Build fastcl: pure Python plus, where a compiler and torch are at hand, the native CPU module.
+"""Build fastcl: pure Python plus, where compilers and torch are at hand, two native modules.
 
-FASTCL_BUILD_CPU = auto (default) | 1 (required) | 0 (skip). Auto skips only for a missing *tool*;
-a compile error is always an error. Why something was not built is kept in
+FASTCL_BUILD_CPU, FASTCL_BUILD_CUDA = auto (default) | 1 (required) | 0 (skip). Auto skips only for
+a missing *tool*; a compile error is always an error. Why something was not built is kept in
 fastcl/_build_info.json and shown by ``fastcl info``.
+
+The CUDA module needs nvcc (on the path, or CUDA_HOME) but neither a GPU nor a torch with CUDA.
+csrc/nvcc.py compiles its kernels.
 """
 
 import json
@@ -13,11 +16,13 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
-from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "csrc"))
+import nvcc  # noqa: E402
+
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: runs on 2.10 and newer
 PYTHON_TAG = "cp310"
 
@@ -37,53 +42,86 @@ def skip(name: str, reason: str) -> list:
     return []
 
 
-def cpu_extension() -> list:
-    if wanted("CPU") == "no":
-        return skip("CPU", "it was built with FASTCL_BUILD_CPU=0")
-    sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cpu").glob("*.cpp"))
-    if not sources:
-        return skip("CPU", "the source tree holds no csrc/cpu")
-    try:
-        from torch.utils.cpp_extension import CppExtension
-    except ImportError as error:
-        return skip(
-            "CPU",
-            f"torch was not importable at build time ({error}); install torch first and use "
-            "pip install --no-build-isolation",
-        )
+def missing(name: str) -> str:
+    """What a native module needs and this machine lacks; empty where nothing is missing."""
+    if wanted(name) == "no":
+        return f"it was built with FASTCL_BUILD_{name}=0"
+    if sys.platform == "win32" or (name == "CUDA" and sys.platform != "linux"):
+        return f"the {name} module is not built on {sys.platform} yet"
     if not (shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")):
-        return skip("CPU", "no C++ compiler was found at build time")
-    if sys.platform == "win32":
-        return skip("CPU", "the native module is not built on Windows yet")
-    headers = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cpu").glob("*.h"))
-    return [
-        CppExtension(
-            "fastcl._cpu",
-            sources,
-            depends=headers,
-            py_limited_api=True,
-            extra_compile_args=[
-                "-O3",
-                "-std=c++20",
-                "-fvisibility=hidden",
-                "-Wall",
-                f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-                # error texts name the source file: the project's path in it, not the builder's
-                f"-ffile-prefix-map={ROOT}=fastcl",
-                f"-ffile-prefix-map={sysconfig.get_path('purelib')}=include",
-            ],
-            # the GNU linker's; Apple's knows neither
-            extra_link_args=["-Wl,--exclude-libs,ALL", "-s"] if sys.platform == "linux" else [],
+        return "no C++ compiler was found at build time"
+    if name == "CUDA" and (reason := nvcc.missing(nvcc.home())):
+        return reason
+    try:
+        import torch.utils.cpp_extension  # noqa: F401
+    except ImportError as error:
+        return (
+            f"torch was not importable at build time ({error}); install torch first and use "
+            "pip install --no-build-isolation"
         )
-    ]
+    return ""
+
+
+def extension(name: str, *, link_args=(), **options):
+    """A module of csrc/NAME on the stable ABI; what differs is given."""
+    from torch.utils.cpp_extension import CppExtension
+
+    folder = ROOT / "csrc" / name
+    linux = sys.platform == "linux"  # the GNU linker's options; Apple's knows none of them
+    return CppExtension(
+        f"fastcl._{name}",
+        sorted(str(p.relative_to(ROOT)) for p in folder.glob("*.cpp")),
+        depends=sorted(str(p.relative_to(ROOT)) for p in folder.glob("*.h")),
+        py_limited_api=True,
+        extra_compile_args=[
+            "-O3",
+            "-std=c++20",
+            "-fvisibility=hidden",
+            "-Wall",
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+            # error texts name the source file: the project's path in it, not the builder's
+            f"-ffile-prefix-map={ROOT}=fastcl",
+            f"-ffile-prefix-map={sysconfig.get_path('purelib')}=include",
+        ],
+        extra_link_args=[*(["-Wl,--exclude-libs,ALL", "-s"] if linux else []), *link_args],
+        **options,
+    )
+
+
+def cpu_extension() -> list:
+    reason = missing("CPU")
+    return skip("CPU", reason) if reason else [extension("cpu")]
+
+
+def cuda_extension() -> list:
+    reason = missing("CUDA")
+    if reason:
+        return skip("CUDA", reason)
+    toolkit = nvcc.home()
+    module = extension(
+        "cuda",
+        include_dirs=[str(toolkit / "include")],
+        library_dirs=nvcc.static_runtime(toolkit)[:1],
+        libraries=["cudart_static", "rt", "dl", "pthread"],
+        # libtorch brings libtorch_cuda with it, where the symbol of the stream is; nothing else
+        # here needs it, and the linker would drop it
+        link_args=["-Wl,--no-as-needed", "-ltorch"],
+    )
+    module.toolkit = toolkit
+    return [module]
 
 
 def build_ext_command():
-    try:
-        from torch.utils.cpp_extension import BuildExtension
-    except ImportError:
-        return build_ext
-    return BuildExtension
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildExt(BuildExtension):
+        def build_extension(self, ext):
+            if hasattr(ext, "toolkit"):
+                ext.extra_objects = nvcc.compile_all(ext.toolkit)
+                ext.depends += ext.extra_objects
+            super().build_extension(ext)
+
+    return BuildExt
 
 
 class BuildPy(build_py):
@@ -104,14 +142,15 @@ class Sdist(sdist):
     def make_distribution(self):
         self.filelist.extend(
             str(path)
-            for folder in ("csrc", "tests", "benchmarks")
+            for folder in ("csrc", "tests", "benchmarks", "docs")
             for path in Path(folder).rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         )
+        self.filelist.extend(["Makefile", "CHANGELOG.md", "CONTRIBUTING.md"])
         super().make_distribution()
 
 
-EXTENSIONS = cpu_extension()
+EXTENSIONS = cpu_extension() + cuda_extension()
 setup(
     packages=[
         "fastcl",
@@ -122,6 +161,7 @@ setup(
     package_dir={"fastcl": "fastcl", "fastcl.kernels": "kernels"},
     package_data={"fastcl.kernels": ["configs.json"]},
     ext_modules=EXTENSIONS,
-    cmdclass={"build_ext": build_ext_command(), "build_py": BuildPy, "sdist": Sdist},
+    cmdclass={"build_py": BuildPy, "sdist": Sdist}
+    | ({"build_ext": build_ext_command()} if EXTENSIONS else {}),
     options={"bdist_wheel": {"py_limited_api": PYTHON_TAG}} if EXTENSIONS else {},
 )

@@ -21,15 +21,18 @@ def info() -> int:
     )
     print("\nbackends, in order of preference:")
     for backend in backends().values():
-        if backend.unavailable:
-            print(f"  {backend.name:<10} no   {backend.unavailable}")
+        reason = backend.unavailable
+        if backend.devices == ("cuda",) and not reason and not torch.cuda.is_available():
+            reason = f"torch sees no GPU ({backend.detail})"
+        if reason:
+            print(f"  {backend.name:<10} no   {reason}")
             continue
         print(f"  {backend.name:<10} yes  {backend.detail}")
         devices = "any device" if backend.devices is None else ", ".join(backend.devices)
         dtypes = ", ".join(str(p).removeprefix("torch.") for p in backend.precisions)
         print(f"             {devices}; {dtypes}")
         missing = [op for op in OPS if op not in backend.ops]
-        if missing:
+        if missing and not backend.partial:
             print(f"             not: {', '.join(missing)}")
     return 0
 

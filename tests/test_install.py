@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 
 import pytest
@@ -41,6 +42,8 @@ def source(tmp_path, root):
 
 
 def build(source, **environment):
+    """A wheel of ``source``; without the CUDA module unless the environment asks for it."""
+    environment = {"FASTCL_BUILD_CUDA": "0"} | environment
     command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-q"]
     command += ["--disable-pip-version-check", "-w", str(source / "dist"), str(source)]
     return subprocess.run(
@@ -77,14 +80,80 @@ def test_pure_wheel_outside_the_checkout(source, tmp_path):
 
 def test_build_without_a_compiler(source):
     hidden = {"CXX": "no-such-compiler", "PATH": str(source)}
-    result = build(source, FASTCL_BUILD_CPU="auto", **hidden)
+    result = build(source, FASTCL_BUILD_CPU="auto", FASTCL_BUILD_CUDA="auto", **hidden)
     assert result.returncode == 0, result.stderr
     (wheel,) = (source / "dist").glob("*-py3-none-any.whl")
     info = json.loads(zipfile.ZipFile(wheel).read("fastcl/_build_info.json"))
-    assert info["not_built"]["cpu"] == "no C++ compiler was found at build time"
-    forced = build(source, FASTCL_BUILD_CPU="1", **hidden)
-    assert forced.returncode != 0
-    assert "FASTCL_BUILD_CPU=1 but no C++ compiler" in forced.stderr + forced.stdout
+    assert info["not_built"] == dict.fromkeys(
+        ("cpu", "cuda"), "no C++ compiler was found at build time"
+    )
+
+
+@pytest.fixture
+def toolkit(tmp_path):
+    """A folder that looks like a CUDA toolkit."""
+    (tmp_path / "toolkit/bin").mkdir(parents=True)
+    (tmp_path / "toolkit/bin/nvcc").touch()
+    return tmp_path / "toolkit"
+
+
+@pytest.mark.parametrize(
+    ("module", "environment", "reason"),
+    [
+        ("CPU", {"CXX": "none", "PATH": "/none"}, "no C++ compiler was found at build time"),
+        ("CUDA", {"CXX": "none", "PATH": "/none"}, "no C++ compiler was found at build time"),
+        ("CUDA", {"CUDA_HOME": "/none"}, "nvcc was not found at build time; set CUDA_HOME"),
+        ("CUDA", {"CUDA_HOME": "toolkit"}, "toolkit holds no libcudart_static.a"),
+        ("CPU", {"PYTHONPATH": "no torch"}, "torch was not importable at build time"),
+    ],
+)
+def test_a_missing_tool_is_named_and_where_required_an_error(
+    module, environment, reason, toolkit, tmp_path, root
+):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise ImportError('none here')")
+    places = {"toolkit": str(toolkit), "no torch": str(tmp_path)}
+    environment = {key: places.get(value, value) for key, value in environment.items()}
+    other = {"CPU": "CUDA", "CUDA": "CPU"}[module]
+
+    def configure(wanted):
+        return subprocess.run(
+            [sys.executable, "setup.py", "--name"], cwd=root, capture_output=True, text=True,
+            env=os.environ | environment
+            | {f"FASTCL_BUILD_{module}": wanted, f"FASTCL_BUILD_{other}": "0"},
+        )  # fmt: skip
+
+    left_out, required = configure("auto"), configure("1")
+    assert left_out.returncode == 0
+    assert f"{module} module not built: " in left_out.stderr
+    assert reason in left_out.stderr
+    assert required.returncode != 0
+    assert f"FASTCL_BUILD_{module}=1 but " in required.stderr
+    assert reason in required.stderr
+
+
+def test_a_source_distribution_is_complete(source, root):
+    """Where nothing is built, so that no source is listed because a module needs it."""
+    copied = ("Makefile", "CHANGELOG.md", "CONTRIBUTING.md")
+    for name in copied:
+        shutil.copy(root / name, source)
+    for name in ("tests", "benchmarks", "docs"):
+        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    expected = {
+        str(path.relative_to(source)) for path in source.rglob("*")
+        if path.is_file() and path.name != "_build_info.json"
+    }  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "setup.py", "-q", "sdist"], cwd=source, capture_output=True, text=True,
+        env=os.environ | {"FASTCL_BUILD_CPU": "0", "FASTCL_BUILD_CUDA": "0"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    (archive,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert len(expected) > 150
+    assert expected <= names
+    assert not any("__pycache__" in name or name.endswith(".so") for name in names)
 
 
 def test_kernels_is_a_subpackage():
@@ -92,6 +161,59 @@ def test_kernels_is_a_subpackage():
 
     assert fastcl.kernels.__name__ == "fastcl.kernels"
     assert importlib.util.find_spec("kernels") is None
+
+
+def test_a_module_that_does_not_load_costs_a_backend_with_a_reason(tmp_path):
+    """As with another torch (a symbol that is not there) and another platform (no such file)."""
+    from fastcl.ops import native
+
+    assert "build it with: pip install" in native.load("x", int, tmp_path)
+    (tmp_path / "_build_info.json").write_text('{"not_built": {"x": "no tool"}}')
+    assert native.load("x", int, tmp_path) == "not built: no tool"
+    library = tmp_path / "_x.abi3.so"
+    library.write_text("not a library")
+    assert native.load("x", int, tmp_path).startswith("does not load: OSError: ")
+    if shutil.which("cc") is None:
+        return
+    code = "extern int torch_of_tomorrow; int *p = &torch_of_tomorrow;"
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=code, text=True, check=True)
+    reason = native.load("x", int, tmp_path)
+    assert "undefined symbol: torch_of_tomorrow" in reason
+    assert "\n" not in reason
+    subprocess.run(command, input="int p;", text=True, check=True)
+    assert native.load("x", lambda: 1 / 0, tmp_path).startswith("does not load: ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "runtime", "driver", "reason"),
+    [
+        (None, 13000, 13010, "this torch has no CUDA"),
+        ("13.0", 13000, 0, "no NVIDIA driver was found"),
+        ("12.8", 13000, 12080, "the NVIDIA driver is for CUDA 12.8; this module needs one for "
+         "CUDA 13.0 or newer"),
+        ("12.8", 13000, 13000, ""),
+        ("13.2", 13020, 13000, ""),  # drivers of one major version serve all its runtimes
+        ("13.0", 13000, 14010, ""),
+    ],
+)  # fmt: skip
+def test_why_cuda_kernels_cannot_be_launched(torch_cuda, runtime, driver, reason):
+    from fastcl.ops import cuda
+
+    assert cuda._unavailable(torch_cuda, runtime, driver) == reason
+
+
+def test_info_where_torch_sees_no_gpu(monkeypatch, capsys):
+    import torch
+
+    from fastcl import cli
+    from fastcl.ops import Backend
+
+    backend = Backend("cuda", None, devices=("cuda",), detail="CUDA 13.0, driver 13.0")
+    monkeypatch.setattr(cli, "backends", lambda: {"cuda": backend})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cli.info()
+    assert "cuda       no   torch sees no GPU (CUDA 13.0, driver 13.0)" in capsys.readouterr().out
 
 
 def test_native_module_needs_only_the_stable_abi_and_names_no_builder(root):

@@ -9,43 +9,21 @@ choice (augmentation strength, temperature, epochs, the probe's form) is made on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from fastcl.data.splits import Split, Splits
 
 TEST_IMAGES = 360
 VALIDATION_IMAGES = 180
 _TEST_SEED = 0
 
 
-@dataclass(frozen=True)
-class Split:
-    """Part of a data set: ``images`` [N, 1, 8, 8] float32 in [0, 1], ``labels`` [N] int64, and
-    ``indices`` [N], the images' positions in the whole data set."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class DigitSplits:
-    """Disjoint training (1257), validation (180) and test (360) images, stratified by class."""
-
-    train: Split
-    validation: Split
-    test: Split
-
-
-def load_digit_splits(seed: int) -> DigitSplits:
-    """Load the digits; ``seed`` divides training from validation, the test images never change."""
+def load_digit_splits(seed: int) -> Splits:
+    """Load the digits; ``seed`` divides training (1257) from validation (180), the 360 test images
+    never change. All are stratified by class."""
     digits = load_digits()
     images = torch.from_numpy((digits.images / 16.0).astype(np.float32)).unsqueeze(1)
     labels = torch.from_numpy(digits.target.astype(np.int64))
@@ -62,50 +40,5 @@ def load_digit_splits(seed: int) -> DigitSplits:
     train, validation = train_test_split(
         pool, test_size=VALIDATION_IMAGES, random_state=seed, stratify=digits.target[pool]
     )
-    return DigitSplits(part(train), part(validation), part(test))
-
-
-class EpochShuffledBatches:
-    """Batches [B, ...] of a tensor held in memory, in an order that depends on (seed, epoch) only.
-
-    A data loader that fetches single samples costs more than a training step on images this
-    small. Because the order is a function of the epoch, a resumed run meets the same batches as
-    one that was never interrupted. The incomplete last batch is dropped: the number of
-    negatives, and with it the loss, would differ there.
-
-    Args:
-        images: the data, first dimension N.
-        batch_size: B, at most N.
-        seed: of the shuffling.
-
-    Raises:
-        ValueError: ``batch_size`` is below 2 (no negatives) or above N.
-    """
-
-    def __init__(self, images: torch.Tensor, batch_size: int, seed: int):
-        if not 2 <= batch_size <= len(images):
-            raise ValueError(
-                f"batch_size: expected from 2 to {len(images)} (the number of training images), "
-                f"got {batch_size}"
-            )
-        self.images = images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    @property
-    def sampler(self) -> EpochShuffledBatches:
-        """Where Lightning looks for ``set_epoch``."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.images) // self.batch_size
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.images))
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield self.images[torch.from_numpy(order[start : start + self.batch_size])]
+    names = tuple(str(digit) for digit in range(10))
+    return Splits(part(train), part(validation), part(test), names, "scikit-learn digits")

@@ -1,4 +1,4 @@
-"""Two random views of every image in a batch, by kornia: on the batch's device, per sample."""
+"""Random views of every image in a batch, by kornia: on the batch's device, per sample."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 import kornia.augmentation as K
 import torch
 from torch import nn
+
+from fastcl.data.splits import unit_range
 
 
 def digits_recipe(image_size: tuple[int, int]) -> nn.Module:
@@ -39,30 +41,83 @@ def simclr_recipe(image_size: tuple[int, int]) -> nn.Module:
 
     Source: Chen et al. 2020, appendix A.
     """
-    kernel = max(3, image_size[0] // 10 // 2 * 2 + 1)
     return nn.Sequential(
-        K.RandomResizedCrop(size=image_size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),
+        crop(image_size, 0.08),
         K.RandomHorizontalFlip(p=0.5),
         K.ColorJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8),
         K.RandomGrayscale(p=0.2),
-        K.RandomGaussianBlur(kernel_size=(kernel, kernel), sigma=(0.1, 2.0), p=0.5),
+        blur(image_size),
     )
+
+
+def moco_v1_recipe(image_size: tuple[int, int]) -> nn.Module:
+    """MoCo v1's: crop (area 20 to 100 %), grey with 0.2, jitter (0.4, 0.4, 0.4, 0.4), flip.
+
+    Source: He et al. 2020, section 3.3 and the authors' code.
+    """
+    return nn.Sequential(
+        crop(image_size, 0.2),
+        K.RandomGrayscale(p=0.2),
+        K.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, p=1.0),
+        K.RandomHorizontalFlip(p=0.5),
+    )
+
+
+def moco_v2_recipe(image_size: tuple[int, int]) -> nn.Module:
+    """MoCo v2's: crop (area 20 to 100 %), jitter (0.4, 0.4, 0.4, 0.1) with 0.8, grey with 0.2, blur
+    with 0.5, flip.
+
+    Source: Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning", section 3,
+    and the authors' code.
+    """
+    return nn.Sequential(
+        crop(image_size, 0.2),
+        K.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+        K.RandomGrayscale(p=0.2),
+        blur(image_size),
+        K.RandomHorizontalFlip(p=0.5),
+    )
+
+
+def plain_recipe(image_size: tuple[int, int]) -> nn.Module:
+    """Crop (area 50 to 100 %), flip, rotation by up to 15 degrees and added noise (sd 0.05), for
+    images of any number of channels."""
+    return nn.Sequential(
+        crop(image_size, 0.5),
+        K.RandomHorizontalFlip(p=0.5),
+        K.RandomRotation(degrees=15.0, p=0.5),
+        K.RandomGaussianNoise(mean=0.0, std=0.05, p=0.5),
+    )
+
+
+def crop(image_size: tuple[int, int], least_area: float) -> nn.Module:
+    """A random part of at least ``least_area`` of the image, ratio 3/4 to 4/3, at full size."""
+    return K.RandomResizedCrop(size=image_size, scale=(least_area, 1.0), ratio=(3 / 4, 4 / 3))
+
+
+def blur(image_size: tuple[int, int]) -> nn.Module:
+    """Gaussian blur with probability 0.5, sigma 0.1 to 2, kernel a tenth of the height."""
+    kernel = max(3, image_size[0] // 10 // 2 * 2 + 1)
+    return K.RandomGaussianBlur(kernel_size=(kernel, kernel), sigma=(0.1, 2.0), p=0.5)
 
 
 RECIPES: dict[str, Callable[[tuple[int, int]], nn.Module]] = {
     "digits": digits_recipe,
+    "moco_v1": moco_v1_recipe,
+    "moco_v2": moco_v2_recipe,
+    "plain": plain_recipe,
     "simclr": simclr_recipe,
 }
 """Augmentation recipes by name; each takes the image size (H, W)."""
 
-_COLOUR_ONLY = {"simclr"}
+COLOUR_RECIPES = frozenset({"moco_v1", "moco_v2", "simclr"})
+"""Those that jitter colour."""
 
 
-class TwoViews(nn.Module):
-    """Draw two independent augmentations of every image; [B, C, H, W] to two of [B, C, H, W].
+class Augment(nn.Module):
+    """One random view of every image; [B, C, H, W] to [B, C, H, W].
 
     The parameters come from PyTorch's global generator, so ``torch.manual_seed`` reproduces them.
-    Both views go through one call of twice the batch, which costs less than two calls.
 
     Args:
         recipe: a name in ``RECIPES``.
@@ -80,21 +135,33 @@ class TwoViews(nn.Module):
         self.augment = RECIPES[recipe](image_size)
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augment floating-point images in [0, 1].
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Augment images, floating point in [0, 1] or uint8.
 
         Raises:
-            ValueError: not [B, C, H, W] or not floating point, or grey images for a recipe that
+            ValueError: not [B, C, H, W] of one of these types, or grey images for a recipe that
                 jitters colour.
         """
+        images = unit_range(images)
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(
-                "images: expected floating-point [B, C, H, W], "
+                "images: expected floating-point or uint8 [B, C, H, W], "
                 f"got {images.dtype} {list(images.shape)}"
             )
-        if self.recipe in _COLOUR_ONLY and images.shape[1] != 3:
+        if self.recipe in COLOUR_RECIPES and images.shape[1] != 3:
             raise ValueError(
                 f"images: recipe {self.recipe!r} expects 3 colour channels, got {images.shape[1]}"
             )
-        first, second = self.augment(torch.cat([images, images])).chunk(2)
+        return self.augment(images)
+
+
+class TwoViews(Augment):
+    """Two independent views of every image; [B, C, H, W] to two of [B, C, H, W].
+
+    Both go through one call of twice the batch, which costs less than two calls. Arguments and
+    errors as for :class:`Augment`.
+    """
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        first, second = super().forward(torch.cat([images, images])).chunk(2)
         return first, second

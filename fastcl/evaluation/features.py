@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastcl.data.splits import unit_range
+
 
 @torch.no_grad()
 def extract_features(
@@ -12,12 +14,15 @@ def extract_features(
 ) -> torch.Tensor:
     """Features [N, D] of images [N, ...], the encoder in evaluation mode.
 
-    The encoder's own mode is put back afterwards; no random number is drawn by layers that obey
-    the mode.
+    Images (uint8 ones scaled to [0, 1]) go to the encoder's device part by part, and the features
+    stay there. The encoder's own mode is put back afterwards; no random number is drawn by layers
+    that obey the mode.
     """
     was_training = encoder.training
     encoder.eval()
-    features = torch.cat([encoder(part) for part in images.split(batch_size)])
+    weight = next(encoder.parameters(), images)
+    parts = (unit_range(part.to(weight.device)) for part in images.split(batch_size))
+    features = torch.cat([encoder(part) for part in parts])
     encoder.train(was_training)
     return features
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,31 +19,36 @@ _COLOURS = ("#1f6f8b", "#d1783a", "#5a8f3d", "#8a5a9e", "#b0413e", "#777777")
 
 
 def training_curves(
-    histories: Mapping[int, Sequence[Mapping[str, float]]], *, candidates: int, path: Path
+    histories: Mapping[int, Sequence[Mapping[str, float]]],
+    *,
+    levels: Mapping[str, float],
+    path: Path,
 ) -> None:
-    """Loss, contrastive top-1 and kNN accuracy by epoch, one line for each seed.
+    """Every logged metric by epoch, one panel for each and one line for each seed.
 
     Args:
-        histories: seed to rows with "epoch", "loss", "contrastive_accuracy", "knn_accuracy"
-            (NaN where it was not measured); accuracies in [0, 1].
-        candidates: 2B - 1, among which the contrastive top-1 picks; for the chance levels.
+        histories: seed to rows with "epoch" and metrics; NaN or absent where not measured.
+            Accuracies are drawn in %.
+        levels: metric to the value that chance gives, drawn dashed.
         path: PNG file.
     """
-    figure, axes = _figure(1, 3, size=(13.0, 3.8))
-    panels = (
-        ("loss", "NT-Xent loss", 1.0, math.log(candidates), f"ln {candidates}, all views alike"),
-        ("contrastive_accuracy", "contrastive top-1, %", 100.0, 100.0 / candidates, "chance"),
-        ("knn_accuracy", "kNN on validation, %", 100.0, None, ""),
-    )
-    for axis, (column, title, factor, level, level_name) in zip(axes.flat, panels, strict=True):
+    names = dict.fromkeys(name for rows in histories.values() for row in rows for name in row)
+    panels = [name for name in names if name != "epoch"]
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = _figure(lines, columns, size=(4.4 * columns, 3.6 * lines))
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, name in zip(axes.flat, panels, strict=False):
+        factor = 100.0 if name.endswith("accuracy") else 1.0
         for colour, (seed, rows) in zip(_cycle(len(histories)), histories.items(), strict=True):
-            points = [(r["epoch"], factor * r[column]) for r in rows if r[column] == r[column]]
-            epochs, values = zip(*points, strict=True)
+            points = [(r["epoch"], factor * r[name]) for r in rows if name in r]
+            points = [point for point in points if point[1] == point[1]]
             marker = "o" if len(points) < 3 else None
-            axis.plot(epochs, values, color=colour, lw=1.5, marker=marker, label=f"seed {seed}")
-        if level is not None:
-            axis.axhline(level, color=_GREY, lw=1.0, ls="--", label=level_name)
-        axis.set_title(title, loc="left")
+            axis.plot(*zip(*points), color=colour, lw=1.5, marker=marker, label=f"seed {seed}")  # noqa: B905
+        if name in levels:
+            axis.axhline(factor * levels[name], color=_GREY, lw=1.0, ls="--", label="chance")
+        axis.set_title(name.replace("_", " ") + (", %" if factor > 1 else ""), loc="left")
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
@@ -112,49 +116,50 @@ def view_grid(first: torch.Tensor, second: torch.Tensor, *, path: Path) -> None:
     _save(figure, path)
 
 
-def probe_comparison(
+def score_comparison(
     summary: Mapping[str, Mapping[str, Mapping[str, float]]],
     names: Mapping[str, str],
-    scored_on: str,
     *,
+    title: str,
     path: Path,
 ) -> None:
-    """Bars of linear-probe accuracy by labels per class, one colour for each representation.
+    """Bars of scores in % by metric, one colour for each of those who were scored.
 
     Args:
-        summary: representation to labels per class to {"mean", "sd"}, accuracies in [0, 1].
-        names: representation to its name in the legend.
-        scored_on: which images the accuracies were measured on.
+        summary: who to metric to {"mean", "sd"}, fractions; a metric may be missing.
+        names: who to its name in the legend.
+        title: of the picture.
         path: PNG file.
     """
-    figure, axes = _figure(1, 1, size=(8.4, 4.6))
+    metrics = list(dict.fromkeys(metric for known in summary.values() for metric in known))
+    figure, axes = _figure(1, 1, size=(max(6.5, 1.8 * len(metrics)), 4.6))
     axis = axes[0, 0]
-    counts = list(next(iter(summary.values())))
     width = 0.8 / len(names)
-    lowest = 100.0
-    for index, (key, name) in enumerate(names.items()):
-        means = [100 * summary[key][count]["mean"] for count in counts]
-        deviations = [100 * summary[key][count]["sd"] for count in counts]
-        places = np.arange(len(counts)) + (index - (len(names) - 1) / 2) * width
+    values = []
+    for index, ((key, name), colour) in enumerate(
+        zip(names.items(), _cycle(len(names)), strict=True)
+    ):
+        known = {place: summary[key][m] for place, m in enumerate(metrics) if m in summary[key]}
+        means = [100 * entry["mean"] for entry in known.values()]
         bars = axis.bar(
-            places,
+            np.array(list(known)) + (index - (len(names) - 1) / 2) * width,
             means,
             0.92 * width,
-            yerr=deviations,
-            color=_COLOURS[index],
+            yerr=[100 * entry["sd"] for entry in known.values()],
+            color=colour,
             capsize=3,
             label=name,
         )
         axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-        lowest = min(lowest, *means)
+        values += means
     # The differences are what the picture is for; the axis says that it does not start at zero.
-    axis.set_ylim(max(0.0, 10 * math.floor(lowest / 10) - 10), 102)
-    axis.set_xticks(range(len(counts)), [_count_name(count) for count in counts])
-    axis.set_ylabel(f"% of {scored_on} images right")
-    axis.set_title("Linear probe on frozen features (mean and sd over seeds)", loc="left")
+    axis.set_ylim(min(0.0, *values) if min(values) < 30 else 10 * (min(values) // 10) - 10, 104)
+    axis.set_xticks(range(len(metrics)), metrics)
+    axis.set_ylabel("%")
+    axis.set_title(title, loc="left", wrap=True)
     axis.grid(axis="y", alpha=0.25)
     axis.set_axisbelow(True)
-    figure.legend(frameon=False, loc="outside lower center", ncols=len(names), fontsize=9)
+    figure.legend(frameon=False, loc="outside lower center", ncols=min(4, len(names)), fontsize=9)
     _save(figure, path)
 
 
@@ -174,7 +179,3 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _cycle(count: int) -> list[str]:
     return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
-
-
-def _count_name(count: str) -> str:
-    return "all labels" if count == "all" else f"{count} label{'s' * (count != '1')} per class"

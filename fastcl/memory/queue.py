@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from ..distributed import group_of, rows_of
-from ..ops import LogSumExp, Pairs, l2_normalize, similarity_logsumexp
+from ..ops import (
+    LogSumExp,
+    Pairs,
+    enqueue,
+    fuses_enqueue,
+    l2_normalize,
+    similarity_logsumexp,
+)
 from ..ops.checks import precision_of
 from ..ops.pairs import describe
 from ..ops.registry import accumulator
@@ -145,11 +152,23 @@ class NegativeQueue(Store):
             self._store(keys, ids)
 
     def _store(self, keys: Tensor, ids: Tensor | None) -> None:
+        n = keys.shape[0]
+        group = group_of(self.group)
+        if group is None and self._shard[1] == 1 and fuses_enqueue(keys, self._keys):
+            enqueue(
+                keys, ids, UNKNOWN_ID, self._keys, self._ids, self._pointer, self._fill,
+                normalize=self.normalize,
+            )  # fmt: skip
+        else:
+            n = self._compose(keys, ids, group)
+        self._held = self._held.new_empty(min(self.fill + n, self.size), 0)
+
+    def _compose(self, keys: Tensor, ids: Tensor | None, group) -> int:
+        """The step in PyTorch; returns how many keys came from all ranks."""
         rows = (l2_normalize(keys)[0] if self.normalize else keys).to(self._keys.dtype)
         check_finite(rows, "keys")
         if ids is None:
             ids = self._ids.new_full((rows.shape[0],), UNKNOWN_ID)
-        group = group_of(self.group)
         ranks = 1 if group is None else group.size
         if self.distributed == "shard" and ranks != self._shard[1]:
             raise RuntimeError(
@@ -171,7 +190,7 @@ class NegativeQueue(Store):
         self._ids.index_copy_(0, slots, ids[dropped:])
         self._pointer.add_(n).remainder_(self.size)
         self._fill.add_(n).clamp_(max=self.size)
-        self._held = self._held.new_empty(min(self.fill + n, self.size), 0)
+        return n
 
     def _rows(self, like: Tensor, operation: str, **facts):
         """The rows of all ranks, which must have come for one thing to queues of one kind."""

@@ -2,18 +2,20 @@
 
 import torch
 
-from . import chunked, cpu, reference, triton
+from . import chunked, cpu, cuda, reference, triton
+from .enqueue import enqueue, fuses_enqueue
 from .fused import fuses_pairs, pair_softmax
 from .normalize import l2_normalize, l2_normalize_pair
 from .pairs import ALL, Pairs
-from .registry import OPS, OPTIONAL_OPS, Backend, backends, register, set_workspace, use_backend
+from .registry import OPS, Backend, backends, register, set_workspace, use_backend
 from .similarity import LogSumExp, TopK, similarity_logsumexp, similarity_sum, similarity_topk
 
 register(cpu.BACKEND)
+register(cuda.BACKEND)
 register(triton.BACKEND)
 register(Backend("chunked", chunked, detail=f"torch {torch.__version__}, any device"))
 register(
-    Backend("reference", reference, ops=OPS + OPTIONAL_OPS, detail="dense float64; the oracle")
+    Backend("reference", reference, ops=(*OPS, "pair_softmax"), detail="dense float64; the oracle")
 )
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "Pairs",
     "TopK",
     "backends",
+    "enqueue",
+    "fuses_enqueue",
     "fuses_pairs",
     "l2_normalize",
     "l2_normalize_pair",

@@ -10,14 +10,13 @@ The environment variable ``FASTCL_CPU_ISA`` forces a lower instruction set: ``ba
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .registry import OPS, OPTIONAL_OPS, Backend, workspace_bytes
+from . import native
+from .registry import OPS, Backend, workspace_bytes
 
 _RELATIONS = {"any": 0, "same": 1, "different": 2}
 _PHIS = {"softplus": 0, "relu": 1, "relu_squared": 2}
@@ -53,24 +52,6 @@ for _schema in (
     _library.define(_schema)
 
 _OPS = torch.ops.fastcl
-
-
-def _load() -> str:
-    """Load the native module; why it cannot serve, or an empty string."""
-    package = Path(__file__).parent.parent
-    libraries = sorted(package.glob("_cpu*.so"))
-    if not libraries:
-        try:
-            why = json.loads((package / "_build_info.json").read_text())["not_built"]["cpu"]
-        except (OSError, ValueError, KeyError):
-            why = "build it with: pip install --no-build-isolation -e ."
-        return f"not built: {why}"
-    try:
-        torch.ops.load_library(str(libraries[0]))
-        _OPS._cpu_info()
-    except Exception as error:  # wrong torch, wrong libc, an unknown FASTCL_CPU_ISA
-        return f"does not load: {type(error).__name__}: {error}"
-    return ""
 
 
 def similarity_logsumexp(
@@ -181,11 +162,11 @@ def fuses(n: int, d: int, precision: torch.dtype) -> bool:
     return True
 
 
-_unavailable = _load()
+_unavailable = native.load("cpu", _OPS._cpu_info)
 BACKEND = Backend(
     "cpu",
     sys.modules[__name__],
-    ops=OPS + OPTIONAL_OPS,
+    ops=(*OPS, "pair_softmax"),
     devices=("cpu",),
     precisions=(torch.float32, torch.bfloat16, torch.float16),
     unavailable=_unavailable,

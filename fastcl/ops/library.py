@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .checks import autocast_enabled
-from .registry import Call, pick
+from .registry import Call, run
 
 _library = torch.library.Library("fastcl", "FRAGMENT")
 
@@ -126,11 +126,11 @@ def dispatch(op: str, function: str, tensor: Tensor, precision: torch.dtype, *ar
     would meet it again and lose the precision the operator promised.
     """
     device = tensor.device.type
-    implementation = getattr(pick(Call(op, device, precision)).implementation, function)
+    call = Call(op, device, precision)
     if not autocast_enabled(device):
-        return implementation(*arguments, precision)
+        return run(call, function, *arguments, precision)
     with torch.autocast(device, enabled=False):
-        return implementation(*arguments, precision)
+        return run(call, function, *arguments, precision)
 
 
 def cast_gradients(gradients, inputs, needs) -> tuple[Tensor | None, ...]:

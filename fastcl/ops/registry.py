@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 OPS = ("similarity_logsumexp", "similarity_sum", "similarity_topk", "l2_normalize")
-OPTIONAL_OPS = ("pair_softmax",)  # whole losses, which decompose into the above without them
+# a whole loss, and the step of a queue; without them both decompose, into the above and PyTorch
+OPTIONAL_OPS = ("pair_softmax", "enqueue")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -49,6 +50,10 @@ class Backend:
         unavailable: why it cannot run on this machine at all; empty when it can.
         detail: version, instruction set and the like, for ``fastcl info``.
         refuses: what only a call can tell (the capability of a device, say): a reason, or empty.
+        partial: it holds single kernels rather than a whole set: what it refuses or declines is
+            served by the others, also when it is forced. A function of its implementation declines
+            arguments (a width, a rule) by returning ``NotImplemented``.
+        withheld: why it does not serve a call unless it is forced to; a reason, or empty.
         keeps_exponentials: (N, M, D, precision) -> whether keeping them for the backward, where
             the workspace allows it, is the faster choice.
         fuses: (N, D, precision) -> whether its ``pair_softmax`` of N pairs is a better choice
@@ -63,6 +68,8 @@ class Backend:
     unavailable: str = ""
     detail: str = ""
     refuses: Callable[[Call], str] = lambda _: ""
+    partial: bool = False
+    withheld: Callable[[Call], str] = lambda _: ""
     keeps_exponentials: Callable[[int, int, int, torch.dtype], bool] = lambda *_: True
     fuses: Callable[[int, int, torch.dtype], bool] = lambda *_: False
 
@@ -87,7 +94,7 @@ class Backend:
 class _Registry:
     backends: dict[str, Backend] = field(default_factory=dict)
     forced: str | None = None
-    answers: dict[tuple, Backend | None] = field(default_factory=dict)  # of :func:`find`
+    answers: dict[tuple, tuple[Backend, ...]] = field(default_factory=dict)  # of _serving
 
 
 _REGISTRY = _Registry()
@@ -121,41 +128,74 @@ def pick(call: Call) -> Backend:
         RuntimeError: the forced backend, or every one, refuses; each reason is given.
     """
     backend = find(call)
-    if backend is not None:
-        return backend
-    reasons = [f"{b.name}: {'; '.join(b.refusals(call))}" for b in _candidates()]
-    dtype = str(call.precision).removeprefix("torch.")
-    raise RuntimeError(
-        f"no backend serves {call.op} in {dtype} on {call.device} ({' | '.join(reasons)})"
-    )
+    if backend is None:
+        raise _refused(call)
+    return backend
 
 
 def find(call: Call) -> Backend | None:
     """The first backend that serves ``call``, or the forced one; ``None`` where it refuses."""
+    return next(iter(_serving(call)), None)
+
+
+def run(call: Call, function: str, *arguments):
+    """What ``function`` of the first backend that serves ``call``, and does not decline, returns.
+
+    Raises:
+        RuntimeError: as :func:`pick`, or each one declines these arguments.
+    """
+    serving = _serving(call)
+    for backend in serving:
+        result = getattr(backend.implementation, function)(*arguments)
+        if result is not NotImplemented:
+            return result
+    if not serving:
+        raise _refused(call)
+    names = ", ".join(backend.name for backend in serving)
+    raise RuntimeError(f"no backend serves this {call.op}: {names} declined its arguments")
+
+
+def _refused(call: Call) -> RuntimeError:
+    reasons = [f"{b.name}: {'; '.join(_against(b, call))}" for b in _candidates()]
+    dtype = str(call.precision).removeprefix("torch.")
+    return RuntimeError(
+        f"no backend serves {call.op} in {dtype} on {call.device} ({' | '.join(reasons)})"
+    )
+
+
+def _serving(call: Call) -> tuple[Backend, ...]:
+    """Who serves ``call``, in order of preference."""
     if torch.compiler.is_compiling():  # the answer becomes part of the graph's guards
-        return _first_that_serves(call)
+        return tuple(b for b in _candidates() if not _against(b, call))
     key = (call.op, call.device, call.precision, _REGISTRY.forced)
     if key not in _REGISTRY.answers:
-        _REGISTRY.answers[key] = _first_that_serves(call)
+        _REGISTRY.answers[key] = tuple(b for b in _candidates() if not _against(b, call))
     return _REGISTRY.answers[key]
 
 
 def _candidates() -> list[Backend]:
-    if _REGISTRY.forced is not None:
-        return [_REGISTRY.backends[_REGISTRY.forced]]
-    return list(_REGISTRY.backends.values())
+    forced = _REGISTRY.forced
+    if forced is None:
+        return list(_REGISTRY.backends.values())
+    first = _REGISTRY.backends[forced]
+    others = [b for b in _REGISTRY.backends.values() if b is not first]
+    return [first, *others] if first.partial else [first]
 
 
-def _first_that_serves(call: Call) -> Backend | None:
-    for backend in _candidates():
-        if not backend.refusals(call):
-            return backend
-    return None
+def _against(backend: Backend, call: Call) -> list[str]:
+    """Why ``backend`` does not serve ``call`` now."""
+    reasons = backend.refusals(call)
+    if not reasons and backend.name != _REGISTRY.forced and (reason := backend.withheld(call)):
+        reasons.append(reason)
+    return reasons
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Force every fastcl operator onto one backend inside a ``with`` block.
+
+    ``"cuda"`` holds single kernels: they are used wherever one fits, measured or not, and other
+    calls go where they went before.
 
     Process-wide rather than per thread, because autograd runs backward passes of accelerators in
     threads of its own.

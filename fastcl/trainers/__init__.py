@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from fastcl.data.extras import require
 from fastcl.trainers.command import main
+from fastcl.trainers.methods import METHODS
 
 if TYPE_CHECKING:
+    from fastcl.trainers.experiment import Experiment
+    from fastcl.trainers.run import run
     from fastcl.trainers.simclr import SimCLR
 
-__all__ = ["SimCLR", "main"]
+__all__ = ["METHODS", "Experiment", "SimCLR", "main", "run"]
+
+_MODULES = {"Experiment": "experiment", "SimCLR": "simclr", "run": "run"}
 
 
 def __getattr__(name: str) -> object:
-    if name == "SimCLR":
-        require("lightning", user="fastcl.trainers.SimCLR")
-        from fastcl.trainers.simclr import SimCLR
-
-        return SimCLR
+    if name in _MODULES:
+        require("lightning", user=f"fastcl.trainers.{name}")
+        module = importlib.import_module(f"fastcl.trainers.{_MODULES[name]}")
+        return getattr(module, name)
     raise AttributeError(f"module 'fastcl.trainers' has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,33 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastcl.data.digits import Split
+from fastcl.data.splits import Split
 from fastcl.evaluation.features import extract_features
 from fastcl.evaluation.knn import knn_accuracy
+from fastcl.losses.common import TemperatureLoss
 from fastcl.trainers.folder import write_atomically
+
+
+def log_batch(
+    module: pl.LightningModule,
+    batch_size: int,
+    loss: torch.Tensor,
+    metrics: Mapping[str, torch.Tensor],
+) -> None:
+    """Log the means over an epoch of the loss and of a loss's metrics.
+
+    The metric ``accuracy`` of fastcl's losses is logged as ``contrastive_accuracy``, beside which
+    other accuracies cannot be mistaken for it.
+    """
+    names = {"accuracy": "contrastive_accuracy"}
+    values = {names.get(name, name): value for name, value in metrics.items()}
+    module.log_dict(
+        {"loss": loss.detach(), **values},
+        on_step=False,
+        on_epoch=True,
+        batch_size=batch_size,
+        sync_dist=module.trainer.world_size > 1,
+    )
 
 
 class KNNMonitor(pl.Callback):
@@ -38,31 +62,50 @@ class KNNMonitor(pl.Callback):
         if done % self.every == 0 or done == trainer.max_epochs:
             encoder = module.get_submodule("encoder")
             accuracy = knn_accuracy(
-                extract_features(encoder, self.queries.images.to(module.device)),
+                extract_features(encoder, self.queries.images),
                 self.queries.labels.to(module.device),
-                extract_features(encoder, self.bank.images.to(module.device)),
+                extract_features(encoder, self.bank.images),
                 self.bank.labels.to(module.device),
                 k=self.k,
             )
         module.log("knn_accuracy", accuracy)
 
 
+class EpochSeed(pl.Callback):
+    """Seed PyTorch's global generator from (seed, epoch, rank) as every epoch begins.
+
+    What an epoch draws (augmentations, dropout, sampled negatives) then does not depend on how
+    many runs it took to get there: this is what makes resuming exact, for every method.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        torch.manual_seed(epoch_seed(self.seed, trainer.current_epoch, trainer.global_rank))
+
+
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """A seed for one epoch of one rank; distinct while ``epoch`` is below 2^20 and ``rank`` below
+    2^11 (PyTorch takes 64 bits, seeds have 32)."""
+    return (rank << 52) + (seed << 20) + epoch
+
+
+class SharedNegatives(pl.Callback):
+    """Let every loss of fastcl in the module take the rows of all devices as one batch."""
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        for loss in module.modules():
+            if isinstance(loss, TemperatureLoss) and trainer.world_size > 1:
+                loss.distributed = loss.distributed or "gather"
+
+
 class EpochLog(pl.Callback):
-    """One CSV row per epoch.
+    """One CSV row per epoch: everything logged, in the order of its first appearance.
 
     The rows live in the checkpoint and the file is rewritten from them, so a resumed run neither
     repeats nor loses one. No clock is read: equal runs write equal files.
     """
-
-    COLUMNS = (
-        "epoch",
-        "loss",
-        "contrastive_accuracy",
-        "positive_similarity",
-        "negative_similarity",
-        "learning_rate",
-        "knn_accuracy",
-    )
 
     def __init__(self, path: Path):
         self.path = path
@@ -73,16 +116,17 @@ class EpochLog(pl.Callback):
         self.rows.append(
             {
                 "epoch": trainer.current_epoch + 1,
+                **measured,
                 "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-                **{name: measured[name] for name in self.COLUMNS if name in measured},
             }
         )
         self.write()
 
     def write(self) -> None:
         """Write the file anew; a NaN becomes an empty cell."""
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
         with write_atomically(self.path) as file:
-            writer = csv.DictWriter(file, self.COLUMNS)
+            writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             for row in self.rows:
                 writer.writerow({k: "" if math.isnan(v) else v for k, v in row.items()})
@@ -117,7 +161,7 @@ class SimilaritySnapshots(pl.Callback):
             self._take(done, module)
 
     def _take(self, epochs_done: int, module: pl.LightningModule) -> None:
-        projections = extract_features(module, self.views.to(module.device))
+        projections = extract_features(module, self.views)
         unit = F.normalize(projections, dim=1)
         self.matrices[epochs_done] = (unit @ unit.T).cpu()
 
@@ -158,15 +202,14 @@ class RunProgressBar(pl.Callback):
         self.progress.start()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        metrics = trainer.callback_metrics
-        if not math.isnan(knn := metrics["knn_accuracy"].item()):
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        shown = [f"loss {metrics['loss']:.3f}"]
+        if "contrastive_accuracy" in metrics:
+            shown.append(f"top-1 {100 * metrics['contrastive_accuracy']:.1f}%")
+        if not math.isnan(knn := metrics.get("knn_accuracy", math.nan)):
             self.knn = f"kNN {100 * knn:.1f}%"
-        self.progress.update(
-            self.task,
-            completed=trainer.current_epoch + 1,
-            numbers=f"loss {metrics['loss'].item():.3f} "
-            f"top-1 {100 * metrics['contrastive_accuracy'].item():.1f}% {self.knn}",
-        )
+        numbers = " ".join([*shown, self.knn])
+        self.progress.update(self.task, completed=trainer.current_epoch + 1, numbers=numbers)
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         # Also called when training was interrupted or failed: give the terminal back.

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 
-from fastcl.trainers.options import RunError, SimCLROptions, UsageError
+from fastcl.trainers.options import RunError, TrainOptions, UsageError
 
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 LOG = "log.csv"
 RESULTS = "results.json"
-PICTURES = ("curves.png", "similarity.png", "comparison.png", "views.png")
+TENSORBOARD = "tensorboard"
 
 
 @contextmanager
@@ -44,14 +45,14 @@ class RunFolder:
         return self.path / f"seed-{seed}"
 
     def checkpoints_to_resume(
-        self, seeds: list[int], options: SimCLROptions, resume: bool, overwrite: bool
+        self, seeds: list[int], method: str, options: TrainOptions, resume: bool, overwrite: bool
     ) -> dict[int, Path]:
         """The last checkpoint of every seed that has one, if resuming.
 
         Raises:
             RunError: there are some but neither ``resume`` nor ``overwrite`` was asked for, or
                 one cannot be read.
-            UsageError: one was trained with other options.
+            UsageError: one was trained by another method or with other options.
         """
         last = {seed: self.of_seed(seed) / CHECKPOINTS / LAST for seed in seeds}
         found = {seed: path for seed, path in last.items() if path.exists()}
@@ -63,7 +64,7 @@ class RunFolder:
                 "--overwrite to start anew, or another folder"
             )
         for path in found.values():
-            _check_checkpoint(path, options)
+            _check_checkpoint(path, hyper_parameters(method, options))
         return found
 
     def prepare(self, seeds: list[int], overwrite: bool) -> None:
@@ -82,13 +83,26 @@ class RunFolder:
                     for stale in (*checkpoints.glob("*.ckpt"), self.of_seed(seed) / LOG):
                         stale.unlink(missing_ok=True)
             if overwrite:
-                for name in (RESULTS, *PICTURES):
+                for name in (*self._pictures(), RESULTS):
                     (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"out: cannot write to {self.path} ({error.strerror})") from error
 
+    def _pictures(self) -> list[str]:
+        """Names of the pictures that an earlier report lists."""
+        try:
+            names = json.loads((self.path / RESULTS).read_text(encoding="utf-8"))["pictures"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return []
+        return [Path(name).name for name in names]
 
-def _check_checkpoint(path: Path, options: SimCLROptions) -> None:
+
+def hyper_parameters(method: str, options: TrainOptions) -> dict[str, Any]:
+    """What checkpoints carry and a resumed run must repeat."""
+    return {"method": method, **options.binding()}
+
+
+def _check_checkpoint(path: Path, wanted: dict[str, Any]) -> None:
     try:
         trained_with = torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"]
     except Exception as error:
@@ -97,7 +111,7 @@ def _check_checkpoint(path: Path, options: SimCLROptions) -> None:
             f"resume: {path} is not a complete checkpoint; replace it with one of the epoch-*.ckpt "
             "beside it, or start anew with --overwrite"
         ) from error
-    for name, value in asdict(options).items():
+    for name, value in wanted.items():
         if trained_with.get(name) != value:
             raise UsageError(
                 f"{name}: expected {trained_with.get(name)}, with which {path.parents[1]} was "

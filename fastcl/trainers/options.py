@@ -1,8 +1,13 @@
-"""What a pretraining run can be told; importing this needs nothing but Python."""
+"""What a run can be told; importing this needs nothing but Python."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "lars")
+SCHEDULES = ("cosine", "steps", "constant")
 
 
 class UsageError(ValueError):
@@ -14,87 +19,127 @@ class RunError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class SimCLROptions:
-    """What determines the trained parameters; a resumed run must repeat it exactly.
-
-    Learning rate, weight decay, schedule and augmentations were chosen on validation images (see
-    fastcl.data.digits); temperature, batch size and widths were taken over from earlier trials.
+class Optimization:
+    """How a module's parameters are updated: what every trainer takes as ``optimization``.
 
     Args:
-        epochs: passes over the training images.
-        batch_size: images per step; each is compared with both views of all the others.
-        temperature: divisor of the cosine similarities in NT-Xent.
-        learning_rate: of AdamW, after the warm-up and before the cosine decay.
-        weight_decay: of AdamW.
-        warmup_epochs: epochs during which the learning rate rises linearly.
-        recipe: augmentations that make the two views.
-        width: channels of the encoder's first convolution.
-        hidden_features: width of the projection head's hidden layer.
-        out_features: dimension in which views are compared.
-        knn_every: epochs between two measurements of the kNN monitor.
-        knn_neighbours: k of the kNN monitor.
-        threads: of the processor. Steps this short gain little from a second thread, and take
-            several times as long with it when another process holds its core.
+        optimizer: adamw, adam, sgd (Nesterov) or lars.
+        learning_rate: after the warm-up and before it decays.
+        weight_decay: decoupled for adamw, added to the gradient for the others.
+        sgd_momentum: of sgd and lars.
+        warmup_epochs: epochs during which the learning rate rises linearly from near 0.
+        schedule: what follows: cosine (to 0), steps (a tenth at 60 % and at 80 % of the epochs) or
+            constant.
     """
 
-    epochs: int = 125
-    batch_size: int = 256
-    temperature: float = 0.5
-    learning_rate: float = 8e-3
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    warmup_epochs: int = 10
-    recipe: str = "digits"
-    width: int = 16
-    hidden_features: int = 128
-    out_features: int = 64
-    knn_every: int = 5
-    knn_neighbours: int = 200
-    threads: int = 1
+    sgd_momentum: float = 0.9
+    warmup_epochs: int = 0
+    schedule: str = "cosine"
 
     def check(self) -> None:
         """Raise UsageError for the first value out of range."""
-        for name in (
-            "epochs",
-            "width",
-            "hidden_features",
-            "out_features",
-            "knn_every",
-            "knn_neighbours",
-            "threads",
-        ):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("batch_size", self.batch_size, 2)
-        _at_least("warmup_epochs", self.warmup_epochs, 0)
-        for name in ("temperature", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UsageError(f"{name}: expected a number > 0, got {getattr(self, name)}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise UsageError(f"weight_decay: expected a number >= 0, got {self.weight_decay}")
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_positive("learning_rate", self.learning_rate)
+        check_not_negative("weight_decay", self.weight_decay)
+        check_fraction("sgd_momentum", self.sgd_momentum)
+        check_at_least("warmup_epochs", self.warmup_epochs, 0)
 
 
 @dataclass(frozen=True)
-class ReportOptions:
-    """What is kept and reported; it does not change the trained parameters.
+class TrainOptions(Optimization):
+    """What every method can be told. A method inherits this, adds its own and sets defaults.
+
+    A resumed run must repeat all of them but those named in ``FREE``, which do not change what is
+    trained.
 
     Args:
-        report_on: images on which the probes are scored. Choose options with 'validation';
-            'test' is for the final report.
-        label_draws: drawings of 1, 5 and 10 labels per class that are averaged.
+        epochs: passes over the training data.
+        batch_size: samples per step, over all devices.
+        gradient_clip: largest norm of the gradient; 0 leaves it as it is.
+        precision: Lightning's: 32-true, bf16-mixed, 16-mixed, 64-true.
+        accelerator: Lightning's: auto, cpu, gpu.
+        devices: how many, each taking its part of every batch.
+        strategy: Lightning's: auto (one device), ddp.
+        threads: of the processor. Steps of small models gain little from a second thread, and take
+            several times as long with it when another process holds its core.
+        report_on: held-out data on which the scores are measured: test or validation. Choose
+            options with 'validation'; 'test' is for the final report.
         checkpoint_every: epochs between two checkpoints.
+        tensorboard: also log for TensorBoard, into seed-*/tensorboard.
     """
 
+    FREE: ClassVar[tuple[str, ...]] = (
+        "accelerator",
+        "threads",
+        "report_on",
+        "checkpoint_every",
+        "tensorboard",
+    )
+
+    epochs: int = 100
+    batch_size: int = 256
+    gradient_clip: float = 0.0
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    threads: int = 1
     report_on: str = "test"
-    label_draws: int = 10
     checkpoint_every: int = 25
+    tensorboard: bool = False
 
     def check(self) -> None:
-        """Raise UsageError for the first value out of range."""
-        if self.report_on not in ("test", "validation"):
-            raise UsageError(f"report_on: expected test or validation, got {self.report_on!r}")
-        _at_least("label_draws", self.label_draws, 1)
-        _at_least("checkpoint_every", self.checkpoint_every, 1)
+        super().check()
+        for name in ("epochs", "devices", "threads", "checkpoint_every"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("batch_size", self.batch_size, 2)
+        check_not_negative("gradient_clip", self.gradient_clip)
+        check_choice("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
+        check_choice("accelerator", self.accelerator, ("auto", "cpu", "gpu"))
+        check_choice("strategy", self.strategy, ("auto", "ddp"))
+        if self.devices > 1 and self.batch_size % self.devices:
+            raise UsageError(
+                f"batch_size: expected a multiple of devices = {self.devices}, "
+                f"got {self.batch_size}"
+            )
+        check_choice("report_on", self.report_on, ("test", "validation"))
+
+    def binding(self) -> dict[str, Any]:
+        """The options that a resumed run must repeat."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in self.FREE}
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UsageError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        listed = " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
+        raise UsageError(f"{name}: expected {listed}, got {value!r}")
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Raise UsageError for an integer below ``least``."""
     if value < least:
         raise UsageError(f"{name}: expected an integer >= {least}, got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise UsageError unless 0 < value < infinity."""
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{name}: expected a number > 0, got {value}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise UsageError unless 0 <= value < infinity."""
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{name}: expected a number >= 0, got {value}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise UsageError unless 0 <= value <= 1."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"{name}: expected a number from 0 to 1, got {value}")

@@ -3,112 +3,127 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import statistics
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 import fastcl
 from fastcl.evaluation import figures
-from fastcl.trainers.folder import LOG, PICTURES, RESULTS, RunFolder, write_atomically
-from fastcl.trainers.options import ReportOptions, SimCLROptions
+from fastcl.trainers.experiment import Experiment
+from fastcl.trainers.folder import LOG, RESULTS, RunFolder, write_atomically
+from fastcl.trainers.methods import Method
+from fastcl.trainers.options import TrainOptions
 
 if TYPE_CHECKING:
     from fastcl.trainers.run import SeedResult
 
-LABELS = {
-    "pretrained": "SimCLR, pretrained",
-    "untrained": "same encoder, untrained",
-    "pixels": "raw pixels",
-}
+CURVES, COMPARISON = "curves.png", "comparison.png"
 
 
 @dataclass(frozen=True)
 class Report:
-    """A finished run: its options, every seed's result and the seconds it took."""
+    """A finished run: its options, every seed's result and the seconds it took.
 
-    options: SimCLROptions
-    report_options: ReportOptions
+    ``experiment`` is the first seed's, for names; ``pictures`` are the files it drew.
+    """
+
+    method: Method
+    options: TrainOptions
+    experiment: Experiment
     results: dict[int, SeedResult]
+    pictures: list[str]
     seconds: float
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Mean and sample standard deviation over seeds, by representation and labels per class."""
+        """Mean and sample standard deviation over seeds, by who was scored and metric."""
+        seeds = list(self.results.values())
         return {
             name: {
-                count: _mean_and_sd([r.accuracy[name][count] for r in self.results.values()])
-                for count in next(iter(self.results.values())).accuracy[name]
+                metric: _mean_and_sd([seed.scores[name][metric] for seed in seeds])
+                for metric in known
             }
-            for name in LABELS
+            for name, known in seeds[0].scores.items()
+        }
+
+    def headline(self) -> dict[str, Any]:
+        """The headline metric, trained minus untrained, and the largest spread over seeds of the
+        two and of their difference."""
+        metric = self.experiment.headline
+        seeds = [result.scores for result in self.results.values()]
+        trained, untrained = ([s[name][metric] for s in seeds] for name in ("trained", "untrained"))
+        margins = [t - u for t, u in zip(trained, untrained, strict=True)]
+        spread = max(_mean_and_sd(values)["sd"] for values in (trained, untrained, margins))
+        return {
+            "metric": metric,
+            "trained": statistics.fmean(trained),
+            "untrained": statistics.fmean(untrained),
+            "margin": statistics.fmean(margins),
+            "spread": spread,
         }
 
     def as_json(self) -> dict[str, Any]:
         """Everything that is printed or drawn as numbers, and what is needed to repeat it."""
         return {
-            "method": "simclr",
-            "data": "scikit-learn digits",
-            "scored_on": self.report_options.report_on,
+            "method": self.method.name,
+            "data": self.experiment.data,
+            "scored_on": self.options.report_on,
+            "measured": self.experiment.measured,
             "options": asdict(self.options),
-            "report_options": asdict(self.report_options),
-            "linear_probe_accuracy": self.summary(),
+            "headline": self.headline(),
+            "scores": self.summary(),
             "seeds": {
                 str(seed): {
-                    "linear_probe_accuracy": result.accuracy,
+                    "scores": result.scores,
                     "last_epoch": {
                         name: value for name, value in result.rows[-1].items() if value == value
                     },
-                    "similarity_gap": {
-                        str(epochs): _similarity_gap(matrix)
-                        for epochs, matrix in result.similarity.items()
-                    },
+                    "details": result.details,
                     "seconds": result.seconds,
                 }
                 for seed, result in self.results.items()
             },
+            "pictures": [CURVES, COMPARISON, *self.pictures],
             "seconds": self.seconds,
-            "versions": {
-                "fastcl": fastcl.__version__,
-                "python": platform.python_version(),
-                **{
-                    name: version(name)
-                    for name in ("torch", "lightning", "kornia", "scikit-learn", "numpy")
-                },
-            },
+            "versions": {"fastcl": fastcl.__version__, "python": platform.python_version()}
+            | _versions("torch", "lightning", "kornia", "scikit-learn", "numpy", "transformers"),
         }
 
 
 def write_report(report: Report, folder: RunFolder, console: Console) -> None:
     """Write pictures and results.json into the folder and print the table."""
-    curves, similarity, comparison, views = (folder.path / name for name in PICTURES)
-    first_seed, first = next(iter(report.results.items()))
     figures.training_curves(
         {seed: result.rows for seed, result in report.results.items()},
-        candidates=2 * report.options.batch_size - 1,
-        path=curves,
+        levels=report.experiment.levels,
+        path=folder.path / CURVES,
     )
-    figures.similarity_matrices(
-        first.similarity,
-        [str(digit) for digit in range(len(first.views[0]))],
-        path=similarity,
+    figures.score_comparison(
+        report.summary(),
+        _labels(report),
+        title=report.experiment.measured,
+        path=folder.path / COMPARISON,
     )
-    figures.view_grid(*first.views, path=views)
-    figures.probe_comparison(
-        report.summary(), LABELS, report.report_options.report_on, path=comparison
-    )
+    content = report.as_json()
     with write_atomically(folder.path / RESULTS) as file:
-        json.dump(report.as_json(), file, indent=2)
+        json.dump(content, file, indent=2)
         file.write("\n")
     console.print()
     console.print(_table(report))
-    seeds = "seed-" + ("*" if len(report.results) > 1 else str(first_seed))
+    headline = content["headline"]
+    console.print(
+        f"{headline['metric']}: {100 * headline['margin']:+.1f} points against the untrained "
+        "module" + (f", spread {100 * headline['spread']:.1f}" if len(report.results) > 1 else ""),
+        highlight=False,
+    )
+    seeds = "seed-" + ("*" if len(report.results) > 1 else str(next(iter(report.results))))
     console.print(
         f"{report.seconds:.0f} s in all. Written to {folder.path}:\n"
-        f"  {', '.join((RESULTS, *PICTURES))}\n"
+        f"  {', '.join((RESULTS, *content['pictures']))}\n"
         f"  {seeds}/{LOG}, {seeds}/checkpoints",
         soft_wrap=True,
         highlight=False,
@@ -116,24 +131,36 @@ def write_report(report: Report, folder: RunFolder, console: Console) -> None:
     )
 
 
+def _labels(report: Report) -> dict[str, str]:
+    scored = next(iter(report.results.values())).scores
+    given = {
+        "trained": f"{report.method.title}, trained",
+        "untrained": "the same, untrained",
+    }
+    return {name: given.get(name, name) for name in scored}
+
+
 def _table(report: Report) -> Table:
     seeds = len(report.results)
     table = Table(
-        title=f"Linear probe, % of {report.report_options.report_on} images right"
+        title=f"{report.experiment.measured}, in %, on {report.options.report_on} data"
         + (f" (mean ± sd of {seeds} seeds)" if seeds > 1 else ""),
         title_justify="left",
     )
-    table.add_column("labels per class")
+    table.add_column("")
     summary = report.summary()
-    for count in summary["pixels"]:
-        table.add_column(count, justify="right")
-    for name, label in LABELS.items():
-        cells = [_cell(entry, seeds) for entry in summary[name].values()]
-        table.add_row(label, *cells, style="bold" if name == "pretrained" else None)
+    metrics = list(summary["trained"])
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for name, label in _labels(report).items():
+        cells = [_cell(summary[name].get(metric), seeds) for metric in metrics]
+        table.add_row(label, *cells, style="bold" if name == "trained" else None)
     return table
 
 
-def _cell(entry: dict[str, float], seeds: int) -> str:
+def _cell(entry: dict[str, float] | None, seeds: int) -> str:
+    if entry is None or math.isnan(entry["mean"]):
+        return ""
     mean = f"{100 * entry['mean']:.1f}"
     return f"{mean} ± {100 * entry['sd']:.1f}" if seeds > 1 else mean
 
@@ -145,10 +172,11 @@ def _mean_and_sd(values: list[float]) -> dict[str, float]:
     }
 
 
-def _similarity_gap(matrix: torch.Tensor) -> float:
-    """Mean similarity of the two views of an image minus that of views of different images."""
-    count = len(matrix)
-    positive = matrix.diagonal(count // 2).mean()
-    others = ~torch.eye(count, dtype=torch.bool)
-    others &= ~torch.eye(count, dtype=torch.bool).roll(count // 2, dims=1)
-    return (positive - matrix[others].mean()).item()
+def _versions(*packages: str) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,49 +1,44 @@
-"""Pretrain on the digits for each seed, probe the frozen features, write the report."""
+"""Train a method with every seed, score it beside its untrained twin, write the report."""
 
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from rich.console import Console
-from torch import nn
 
-from fastcl.data.digits import DigitSplits, EpochShuffledBatches, Split, load_digit_splits
-from fastcl.data.views import RECIPES, TwoViews
-from fastcl.encoders import MLPHead, SmallCNN
-from fastcl.evaluation.features import calibrate_batch_norm, extract_features
-from fastcl.evaluation.probe import linear_probe
-from fastcl.trainers.callbacks import EpochLog, KNNMonitor, RunProgressBar, SimilaritySnapshots
-from fastcl.trainers.folder import CHECKPOINTS, LOG, RunFolder
-from fastcl.trainers.options import ReportOptions, SimCLROptions, UsageError
-from fastcl.trainers.pretrain import pretrain
+from fastcl.trainers.callbacks import EpochLog, RunProgressBar
+from fastcl.trainers.experiment import Experiment
+from fastcl.trainers.fit import fit
+from fastcl.trainers.folder import CHECKPOINTS, LOG, TENSORBOARD, RunFolder, hyper_parameters
+from fastcl.trainers.methods import METHODS, Method
+from fastcl.trainers.options import TrainOptions, UsageError, check_choice
 from fastcl.trainers.report import Report, write_report
-from fastcl.trainers.simclr import SimCLR
-
-LABELS_PER_CLASS: tuple[int | None, ...] = (1, 5, 10, None)
-SNAPSHOT_DIGITS = range(8)
 
 
 @dataclass
 class SeedResult:
-    """What one seed yields: probe accuracies by representation and labels per class, the log's
-    rows, the similarity matrices by epochs done, eight images' two views, and seconds spent."""
+    """What one seed yields: scores by who was scored ("trained", "untrained", references) and
+    metric, the log's rows, further numbers, and seconds spent."""
 
-    accuracy: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, float]]
     rows: list[dict[str, float]]
-    similarity: dict[int, torch.Tensor]
-    views: tuple[torch.Tensor, torch.Tensor]
+    details: dict[str, Any]
     seconds: dict[str, float]
 
 
-def run_simclr(
-    options: SimCLROptions,
-    report_options: ReportOptions,
+def run(
+    method: Method | str,
+    options: TrainOptions,
     *,
     seeds: list[int],
     out: Path,
@@ -51,13 +46,12 @@ def run_simclr(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Report:
-    """Pretrain, probe and report; returns what was written to ``out``/results.json.
+    """Train, score and report; returns what was written to ``out``/results.json.
 
     Args:
-        options: what determines the trained parameters.
-        report_options: what is kept and reported.
-        seeds: each gives its own initial parameters, training/validation division, order and
-            augmentations.
+        method: or its name in ``METHODS``.
+        options: an instance of the method's options.
+        seeds: each gives its own initial parameters, division of the data, order and draws.
         out: folder of the results; made when absent.
         resume: continue runs found in ``out``; seeds not found there start anew.
         overwrite: start anew over what ``out`` holds.
@@ -69,159 +63,98 @@ def run_simclr(
             or the run was interrupted.
     """
     start = time.perf_counter()
-    console = console or Console()
-    check_request(options, report_options, seeds, resume, overwrite)
+    if isinstance(method, str):
+        check_choice("method", method, tuple(METHODS))
+        method = METHODS[method]
+    options.check()
+    _check_request(options, seeds, resume, overwrite)
+    main = _is_main_process()
+    console = console or Console(quiet=not main)
+    first = _experiment(method, options, seeds[0])  # before anything is written
     folder = RunFolder(out)
-    checkpoints = folder.checkpoints_to_resume(seeds, options, resume, overwrite)
-    folder.prepare(seeds, overwrite)
+    checkpoints = folder.checkpoints_to_resume(seeds, method.name, options, resume, overwrite)
+    folder.prepare(seeds, overwrite and main)
     console.print(
-        f"SimCLR on handwritten digits without their labels: {len(seeds)} "
-        f"seed{'s' * (len(seeds) > 1)}, {options.epochs} epochs each.\n"
-        "loss: NT-Xent. top-1: how often a view finds its partner among "
-        f"{2 * options.batch_size - 1}. kNN: on validation images.",
+        f"{method.title}: {method.summary}.\n{first.data}; {len(seeds)} "
+        f"seed{'s' * (len(seeds) > 1)}, {options.epochs} epochs each.",
         highlight=False,
     )
+    results, pictures = {}, []
     with _threads(options.threads):
-        results = {
-            seed: run_seed(
-                options, report_options, seed, folder.of_seed(seed), checkpoints.get(seed), console
-            )
-            for seed in seeds
-        }
-    report = Report(options, report_options, results, seconds=time.perf_counter() - start)
-    write_report(report, folder, console)
+        for seed in seeds:
+            experiment = first if seed == seeds[0] else _experiment(method, options, seed)
+            results[seed] = _run_seed(
+                method, experiment, options, seed, folder.of_seed(seed), checkpoints.get(seed),
+                console,
+            )  # fmt: skip
+            if experiment is first and first.figures is not None and main:
+                pictures = first.figures(first.module, folder.path)
+    report = Report(method, options, first, results, pictures, time.perf_counter() - start)
+    if main:
+        write_report(report, folder, console)
     return report
 
 
-def check_request(
-    options: SimCLROptions,
-    report_options: ReportOptions,
-    seeds: list[int],
-    resume: bool,
-    overwrite: bool,
-) -> None:
-    """Raise UsageError for the first argument that cannot be used."""
-    options.check()
-    report_options.check()
-    if options.recipe not in RECIPES:
-        raise UsageError(f"recipe: expected one of {', '.join(RECIPES)}, got {options.recipe!r}")
-    if options.recipe == "simclr":
-        raise UsageError(
-            "recipe: 'simclr' jitters colour and the digits are grey; expected 'digits'"
-        )
-    images = len(load_digit_splits(0).train)
-    if options.batch_size > images:
-        raise UsageError(
-            f"batch_size: expected at most {images} (the number of training images), "
-            f"got {options.batch_size}"
-        )
+def _check_request(options: TrainOptions, seeds: list[int], resume: bool, overwrite: bool) -> None:
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**32 for s in seeds):
         raise UsageError(f"seeds: expected distinct integers from 0 to 2^32 - 1, got {seeds}")
     if resume and overwrite:
         raise UsageError("resume and overwrite: expected at most one of them, got both")
+    if options.tensorboard and find_spec("tensorboard") is None:
+        raise UsageError("tensorboard: expected the package tensorboard to be installed")
 
 
-def run_seed(
-    options: SimCLROptions,
-    report_options: ReportOptions,
+def _experiment(method: Method, options: TrainOptions, seed: int) -> Experiment:
+    try:
+        experiment = method.experiment(options, seed)
+    except ValueError as error:  # data and options meet here; what refuses names the argument
+        raise UsageError(str(error)) from error
+    experiment.module.hparams.update(hyper_parameters(method.name, options))
+    return experiment
+
+
+def _run_seed(
+    method: Method,
+    experiment: Experiment,
+    options: TrainOptions,
     seed: int,
     folder: Path,
     checkpoint: Path | None,
     console: Console,
 ) -> SeedResult:
-    """Pretrain with one seed (from ``checkpoint`` if given) and probe its features."""
-    splits = load_digit_splits(seed)
-    module = build_simclr(options, splits.train.images, seed)
-    untrained = copy.deepcopy(module.encoder)
-    views = _fixed_views(module.views, splits.validation, seed)
+    """Train with one seed (from ``checkpoint`` if given) and score."""
+    untrained = copy.deepcopy(experiment.module)
     log = EpochLog(folder / LOG)
-    snapshots = SimilaritySnapshots(*views)
-    callbacks = [
-        KNNMonitor(splits.train, splits.validation, options.knn_every, options.knn_neighbours),
-        log,
-        snapshots,
-        RunProgressBar(f"seed {seed}", console),
-    ]
+    callbacks: list[pl.Callback] = [log, RunProgressBar(f"seed {seed}", console)]
+    logger = None
+    if options.tensorboard:
+        logger = pl.loggers.TensorBoardLogger(folder, name=TENSORBOARD, version="")
     start = time.perf_counter()
-    pretrain(
-        module,
-        EpochShuffledBatches(splits.train.images, options.batch_size, seed),
-        callbacks,
-        epochs=options.epochs,
-        checkpoint_every=report_options.checkpoint_every,
+    device = fit(
+        experiment,
+        options,
+        seed,
         folder=folder / CHECKPOINTS,
+        callbacks=callbacks,
         checkpoint=checkpoint,
+        logger=logger,
     )
     trained = time.perf_counter()
-    accuracy = probe_all(module.encoder, untrained, splits, report_options, seed)
-    seconds = {"training": trained - start, "probes": time.perf_counter() - trained}
-    return SeedResult(accuracy, log.rows, snapshots.matrices, views, seconds)
-
-
-def build_simclr(options: SimCLROptions, images: torch.Tensor, seed: int) -> SimCLR:
-    """The module with its initial parameters, a function of ``options`` and ``seed``.
-
-    Batch norm starts from the statistics of ``images`` [N, 1, H, W]: training replaces them, but
-    the untrained encoder of the comparison shall not be weak for lack of them.
-    """
-    torch.manual_seed(seed)
-    encoder = SmallCNN(in_channels=1, width=options.width)
-    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
-    head = MLPHead(encoder.feature_dim, options.hidden_features, options.out_features)
-    module = SimCLR(
-        encoder,
-        head,
-        TwoViews(options.recipe, (images.shape[2], images.shape[3])),
-        temperature=options.temperature,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        warmup_epochs=options.warmup_epochs,
-        seed=seed,
-    )
-    module.hparams.update(asdict(options))
-    calibrate_batch_norm(module, images)
-    return module
-
-
-def _fixed_views(views: nn.Module, split: Split, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two views [8, 1, H, W] of the first image of each of eight digits."""
-    firsts = [int((split.labels == digit).nonzero()[0]) for digit in SNAPSHOT_DIGITS]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return views(split.images[firsts])
-
-
-def probe_all(
-    pretrained: nn.Module,
-    untrained: nn.Module,
-    splits: DigitSplits,
-    report_options: ReportOptions,
-    seed: int,
-) -> dict[str, dict[str, float]]:
-    """Linear-probe accuracy in [0, 1] by representation and labels per class."""
-    scored = getattr(splits, report_options.report_on)
-    representations = {
-        "pretrained": pretrained.cpu(),
-        "untrained": untrained,
-        "pixels": nn.Flatten(),
+    if not _is_main_process():  # scored by rank 0 alone
+        return SeedResult({}, log.rows, {}, {})
+    scores = {
+        "trained": experiment.scores(experiment.module.eval()),
+        "untrained": experiment.scores(untrained.to(device).eval()),
+        **{name: dict(known) for name, known in experiment.references.items()},
     }
-    accuracy: dict[str, dict[str, float]] = {}
-    for name, encoder in representations.items():
-        train_features = extract_features(encoder, splits.train.images).numpy()
-        scored_features = extract_features(encoder, scored.images).numpy()
-        accuracy[name] = {
-            str(count or "all"): linear_probe(
-                train_features,
-                splits.train.labels.numpy(),
-                scored_features,
-                scored.labels.numpy(),
-                labels_per_class=count,
-                draws=report_options.label_draws,
-                seed=seed,
-            )
-            for count in LABELS_PER_CLASS
-        }
-    return accuracy
+    details = experiment.details(experiment.module) if experiment.details else {}
+    seconds = {"training": trained - start, "scores": time.perf_counter() - trained}
+    return SeedResult(scores, log.rows, details, seconds)
+
+
+def _is_main_process() -> bool:
+    """Whether this is rank 0, which scores and writes; what Lightning starts carries its rank."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 @contextmanager

@@ -60,15 +60,20 @@ def test_end_to_end(finished):
     assert results["scored_on"] == "test"
     assert results["options"]["epochs"] == 2
     assert set(results["seeds"]) == {"0", "1"}
-    for name in ("pretrained", "untrained", "pixels"):
-        for count in ("1", "5", "10", "all"):
-            entry = results["linear_probe_accuracy"][name][count]
-            values = [s["linear_probe_accuracy"][name][count] for s in results["seeds"].values()]
+    for name in ("trained", "untrained", "raw pixels"):
+        for metric in ("kNN", "probe@1", "probe@5", "probe@10", "probe@all"):
+            entry = results["scores"][name][metric]
+            values = [s["scores"][name][metric] for s in results["seeds"].values()]
             assert entry["mean"] == pytest.approx(sum(values) / 2)
             assert entry["sd"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
             assert 0.1 < entry["mean"] <= 1
             assert f"{100 * entry['mean']:.1f} ± {100 * entry['sd']:.1f}" in output
+    headline = results["headline"]
+    gain = results["scores"]["trained"]["probe@10"]["mean"] - headline["untrained"]
+    assert headline["margin"] == pytest.approx(gain)
+    assert f"probe@10: {100 * gain:+.1f} points" in output
     for seed in (0, 1):
+        assert set(results["seeds"][str(seed)]["details"]["similarity_gap"]) == {"0", "1", "2"}
         assert (out / f"seed-{seed}" / "checkpoints" / "last.ckpt").exists()
         with (out / f"seed-{seed}" / "log.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -76,7 +81,9 @@ def test_end_to_end(finished):
         assert all(0 < float(row["loss"]) < 10 for row in rows)
         assert rows[0]["knn_accuracy"] == ""
         assert float(rows[1]["knn_accuracy"]) > 0.3
-    for name in ("curves", "similarity", "comparison", "views"):
+    names = {"curves", "similarity", "comparison", "views"}
+    assert {f"{name}.png" for name in names} == set(results["pictures"])
+    for name in names:
         assert (out / f"{name}.png").stat().st_size > 5000
         assert f"{name}.png" in output
 
@@ -119,12 +126,12 @@ def answer(capsys, *argv):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["moco"], "method: expected one of simclr, got 'moco'"),
-        (["simclr", "--recipe", "mnist"], "recipe: expected one of digits, simclr, got 'mnist'"),
+        (["mocco"], "method: expected one of simclr, "),
+        (["simclr", "--recipe", "mnist"], "recipe: expected digits or simclr, got 'mnist'"),
         (["simclr", "--recipe", "simclr"], "the digits are grey; expected 'digits'"),
         (["simclr", "--epochs", "0"], "epochs: expected an integer >= 1, got 0"),
         (["simclr", "--epochs", "many"], "epochs: expected an integer, got 'many'"),
-        (["simclr", "--batch_size", "1258"], "batch_size: expected at most 1257"),
+        (["simclr", "--batch_size", "1258"], "batch_size: expected from 2 to 1257"),
         (["simclr", "--temperature", "-1"], "temperature: expected a number > 0, got -1.0"),
         (["simclr", "--report_on", "all"], "report_on: expected test or validation, got 'all'"),
         (["simclr", "--seeds", "1", "1"], "seeds: expected distinct integers"),
@@ -165,7 +172,7 @@ def test_resuming_a_finished_run_repeats_its_report(capsys, finished, tmp_path):
     original, repeated = (
         json.loads((folder / "results.json").read_text()) for folder in (finished[0], out)
     )
-    assert repeated["linear_probe_accuracy"] == original["linear_probe_accuracy"]
+    assert repeated["scores"] == original["scores"]
     for seed in ("0", "1"):
         assert repeated["seeds"][seed]["last_epoch"] == original["seeds"][seed]["last_epoch"]
 
@@ -221,8 +228,8 @@ def test_help_teaches_and_a_config_file_is_read(capsys, tmp_path):
 
 def test_training_learns_and_uses_the_loss_of_fastcl(finished):
     from fastcl import NTXentLoss
-    from fastcl.trainers.options import SimCLROptions
-    from fastcl.trainers.run import build_simclr
+    from fastcl.trainers.methods.images import SimCLROptions
+    from fastcl.trainers.simclr import build_simclr
 
     module = build_simclr(SimCLROptions(width=4), torch.rand(16, 1, 8, 8), seed=0)
     assert isinstance(module.loss, NTXentLoss)

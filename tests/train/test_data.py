@@ -49,6 +49,14 @@ def test_batches_are_a_permutation_that_depends_on_seed_and_epoch_only():
     assert not torch.equal(orders[0], epoch(EpochShuffledBatches(images, 5, seed=4), 0))
 
 
+def test_batches_of_several_tensors_stay_together():
+    parts = (torch.arange(23), torch.arange(23) * 2)
+    for numbers, doubles in EpochShuffledBatches(parts, 5, seed=3):
+        assert torch.equal(2 * numbers, doubles)
+    with pytest.raises(ValueError, match=r"data: expected tensors of one length, got \[23, 22\]"):
+        EpochShuffledBatches((parts[0], parts[1][1:]), 5, seed=3)
+
+
 @pytest.mark.parametrize("batch_size", [1, 24])
 def test_batch_size_out_of_range(batch_size):
     with pytest.raises(ValueError, match=r"batch_size: expected from 2 to 23 .*got"):

@@ -175,12 +175,16 @@ def test_figures_are_drawn(tmp_path):
     entry = {"mean": 0.8, "sd": 0.01}
     summary = {name: {"1": entry, "5": entry, "all": entry} for name in ("x", "y")}
 
-    figures.training_curves({0: rows, 1: rows}, candidates=511, path=tmp_path / "curves.png")
+    levels = {"loss": math.log(511)}
+    figures.training_curves({0: rows, 1: rows}, levels=levels, path=tmp_path / "curves.png")
     figures.similarity_matrices(
         {0: matrix, 2: matrix, 4: matrix}, "abcdefgh", path=tmp_path / "s.png"
     )
     figures.view_grid(views, views, path=tmp_path / "views.png")
     figures.view_grid(views.expand(8, 3, 8, 8), views.expand(8, 3, 8, 8), path=tmp_path / "c.png")
-    figures.probe_comparison(summary, {"x": "X", "y": "Y"}, "test", path=tmp_path / "bars.png")
+    summary["y"].pop("5")  # a reference may lack a metric
+    figures.score_comparison(
+        summary, {"x": "X", "y": "Y"}, title="right", path=tmp_path / "bars.png"
+    )
     for name in ("curves.png", "s.png", "views.png", "c.png", "bars.png"):
         assert_picture(tmp_path / name, 800)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastcl.data import EpochShuffledBatches, load_digit_splits
-from fastcl.trainers.callbacks import EpochLog, KNNMonitor, SimilaritySnapshots
-from fastcl.trainers.options import SimCLROptions
-from fastcl.trainers.pretrain import pretrain
-from fastcl.trainers.run import build_simclr
+from fastcl.trainers import METHODS
+from fastcl.trainers.callbacks import EpochLog
+from fastcl.trainers.fit import fit
 from fastcl.trainers.simclr import SimCLR
 
-OPTIONS = SimCLROptions(epochs=5, width=4, batch_size=400, warmup_epochs=2, knn_every=2)
 SEED = 7
 
 
@@ -21,22 +18,21 @@ class Interrupted(Exception):
 
 
 def run(folder, *, checkpoint_every=1, resume=False):
-    splits = load_digit_splits(SEED)
-    snapshots = SimilaritySnapshots(*splits.validation.images[:16].split(8))
-    pretrain(
-        build_simclr(OPTIONS, splits.train.images, SEED),
-        EpochShuffledBatches(splits.train.images, OPTIONS.batch_size, SEED),
-        [
-            KNNMonitor(splits.train, splits.validation, OPTIONS.knn_every, 20),
-            EpochLog(folder / "log.csv"),
-            snapshots,
-        ],
-        epochs=OPTIONS.epochs,
-        checkpoint_every=checkpoint_every,
+    method = METHODS["simclr"]
+    options = method.options(
+        epochs=5, width=4, batch_size=400, warmup_epochs=2, knn_every=2,
+        label_draws=1, checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    experiment = method.experiment(options, SEED)
+    fit(
+        experiment,
+        options,
+        SEED,
         folder=folder,
+        callbacks=[EpochLog(folder / "log.csv")],
         checkpoint=folder / "last.ckpt" if resume and (folder / "last.ckpt").exists() else None,
     )
-    return snapshots.matrices
+    return experiment.details(experiment.module)
 
 
 def final_state(folder):

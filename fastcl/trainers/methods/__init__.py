@@ -1,0 +1,10 @@
+"""The methods that ``fastcl train`` knows, by name; importing this needs nothing but Python."""
+
+from __future__ import annotations
+
+from fastcl.trainers.methods import images
+from fastcl.trainers.methods.record import Method
+
+METHODS: dict[str, Method] = {method.name: method for method in (*images.METHODS,)}
+
+__all__ = ["METHODS", "Method"]

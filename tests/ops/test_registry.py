@@ -1,0 +1,100 @@
+"""Who serves a call: refusals, kernels that wait for a measurement, arguments that are declined."""
+
+import contextlib
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fastcl
+from fastcl import NegativeQueue
+from fastcl.ops import Backend, chunked, registry
+
+
+@contextlib.contextmanager
+def registered(**functions):
+    """A backend of the given functions on CPUs, preferred to all others; its calls by name."""
+    options = {key: functions.pop(key) for key in ("withheld", "partial") if key in functions}
+    ops = tuple(functions)
+    backend = Backend("mine", SimpleNamespace(**functions), ops=ops, devices=("cpu",), **options)
+    before = registry.backends()
+    for name in before:
+        registry.unregister(name)
+    for one in (backend, *before.values()):
+        registry.register(one)
+    try:
+        yield
+    finally:
+        registry.unregister("mine")
+
+
+def normalize(x):
+    return fastcl.ops.l2_normalize(x)[0]
+
+
+def test_a_withheld_kernel_serves_only_when_forced():
+    def doubled(x, eps, precision):
+        y, factors = chunked.l2_normalize(x, eps, precision)
+        return 2 * y, factors
+
+    x = torch.randn(3, 4)
+    with registered(l2_normalize=doubled, withheld=lambda call: f"{call.op}: unmeasured"):
+        exact = normalize(x)
+        with fastcl.use_backend("mine"):
+            assert torch.equal(normalize(x), 2 * exact)
+            with pytest.raises(RuntimeError, match="mine: does not implement similarity_topk"):
+                fastcl.ops.similarity_topk(x, x, k=1)
+        assert torch.equal(normalize(x), exact)
+
+
+def test_a_partial_backend_leaves_the_rest_to_others():
+    """What it has no kernel for, and what it declines, goes on as if it were not there."""
+
+    def narrow(x, eps, precision):
+        if x.shape[1] > 4:
+            return NotImplemented
+        y, factors = chunked.l2_normalize(x, eps, precision)
+        return 2 * y, factors
+
+    narrow_x, wide_x = torch.randn(3, 4), torch.randn(3, 5)
+    with registered(l2_normalize=narrow, partial=True), fastcl.use_backend("mine"):
+        assert torch.allclose(normalize(narrow_x).norm(dim=1), torch.tensor(2.0))
+        assert torch.allclose(normalize(wide_x).norm(dim=1), torch.tensor(1.0))
+        fastcl.NTXentLoss()(wide_x, wide_x + 1)
+    with (
+        registered(l2_normalize=narrow), fastcl.use_backend("mine"),
+        pytest.raises(RuntimeError, match="no backend serves this l2_normalize: mine declined"),
+    ):  # fmt: skip
+        normalize(wide_x)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_queue_gives_its_step_to_a_backend_that_takes_it_whole(normalized):
+    """The same ring as composed from PyTorch, with and without ids, past the end."""
+    calls = []
+
+    def enqueue(rows, ids, eps, no_id, keys, key_ids, pointer, fill, precision):
+        calls.append(eps)
+        for i, row in enumerate(rows):
+            slot = int(pointer)
+            keys[slot] = row / max(float(row.norm()), eps) if eps else row
+            key_ids[slot] = no_id if ids is None else ids[i]
+            pointer.copy_((slot + 1) % len(keys))
+            fill.clamp_(max=len(keys) - 1).add_(1)
+
+    ours = NegativeQueue(4, 7, normalize=normalized)
+    theirs = copy.deepcopy(ours)
+    for n, ids in ((3, None), (5, torch.arange(5)), (20, None)):
+        rows = torch.randn(n, 4)
+        theirs.enqueue(rows, ids)
+        with registered(enqueue=enqueue):
+            ours.enqueue(rows, ids)
+        state = theirs.state_dict()
+        torch.testing.assert_close(dict(ours.state_dict()), dict(state))
+        assert (ours.fill, ours.pointer) == (theirs.fill, theirs.pointer)
+    assert calls == [1e-12 if normalized else 0.0] * 3
+    with registered(enqueue=enqueue):
+        arguments = (torch.randn(2, 4), None, 0.0, -1, torch.zeros(7, 4), torch.zeros(7).long())
+        head = torch.tensor(0), torch.tensor(0)
+        torch.library.opcheck(torch.ops.fastcl.enqueue.default, (*arguments, *head, torch.float32))
