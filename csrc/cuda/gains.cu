@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads) gains_kernel(const __grid_constant__
   if (i >= size) return;
   const bool counts = side.gradient && i < side.count && side.logsum[i] != -INFINITY;
   const float gain = counts ? side.gradient[i] / unit : 0;
-  const float shift = counts ? side.logsum[i] * kLog2e : 0;
+  const float shift = counts ? side.logsum[i] * kLog2e : kNever;
   side.gain[i] = gain;
   side.shift[i] = shift;
   side.ratio[i] = counts ? gain * exp2_fast(offset - shift) : 0;

@@ -9,8 +9,8 @@ namespace fastcl::cuda {
 //
 //     gain = g / unit     shift = L / ln 2     ratio = gain 2^(offset / ln 2 - shift)
 //
-// Each [padded(count)], with zeros past the end, where the log-sum-exp is -inf, and on a side that
-// has no gradient (null).
+// Each [padded(count)]. Past the end, where the log-sum-exp is -inf, and on a side without gradient
+// (null), gain and ratio are 0, and so is any 2^-shift.
 struct Side {
   const float* gradient;
   const float* logsum;

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from . import native
+from .hopper import similarity_logsumexp as similarity_logsumexp
+from .hopper import similarity_logsumexp_backward as similarity_logsumexp_backward
 from .registry import Backend, Call
 
 # The speed rule. A kernel serves a call by itself only on GPUs on which it was measured: correct,
@@ -23,6 +25,7 @@ from .registry import Backend, Call
 #     operator: {compute capability: file}
 MEASURED: dict[str, dict[tuple[int, int], str]] = {
     "enqueue": {},  # not measured yet
+    "similarity_logsumexp": {},  # not measured yet
 }
 
 _library = torch.library.Library("fastcl", "FRAGMENT")
@@ -63,9 +66,15 @@ def _version(number: int) -> str:
 
 
 def _refuses(call: Call) -> str:
-    if call.device != "cuda" or torch.cuda.get_device_capability() >= (8, 0):
+    if call.device != "cuda":
         return ""
-    return "needs a GPU of compute capability 8.0 or newer"
+    capability = torch.cuda.get_device_capability()
+    if call.op == "similarity_logsumexp":  # wgmma is what makes these kernels
+        if capability != (9, 0):
+            return "its log-sum-exp needs a GPU of compute capability 9.0"
+        if call.precision == torch.float32:
+            return "its log-sum-exp forms products in bfloat16 and float16"
+    return "" if capability >= (8, 0) else "needs a GPU of compute capability 8.0 or newer"
 
 
 def _withheld(call: Call) -> str:
