@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kThreads) gains_kernel(const __grid_constant__
     if (!side.gradient) continue;
     for (i64 i = threadIdx.x; i < side.count; i += kThreads) {
       const float g = magnitude(side.gradient[i]);
-      if (side.logsum[i] != -INFINITY && !(g <= top)) top = g;  // nothing flows through an empty sum
+      // nothing flows through an empty sum, and one broken gradient shall not spoil the others
+      if (side.logsum[i] != -INFINITY && g > top && g < INFINITY) top = g;
     }
   }
   tops[threadIdx.x] = top;
@@ -29,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) gains_kernel(const __grid_constant__
   for (int half = kThreads / 2; half; half /= 2) {
     const float other = tops[threadIdx.x ^ half];
     sync_threads();
-    if (!(other <= top)) top = other;
+    if (other > top) top = other;
     tops[threadIdx.x] = top;
     sync_threads();
   }

@@ -193,17 +193,18 @@ FASTCL_MULTIPLY_HELD(f16, 256, 128, 128, 129, 130, 131, 132, 133)
 // `stride` numbers apart: the address and the stride in bytes are multiples of 16. Null, or why not.
 inline const char* describe(TensorMap* map, bool is_bf16, const void* matrix, i64 rows, i64 columns,
                             i64 stride, int panel_rows) {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult result;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                                             cudaEnableDefault, &result);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  if (result != cudaDriverEntryPointSuccess || !found)
-    return "the driver does not know tensor maps";
+  static const auto encode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+                                     &result);
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  }();
+  if (!encode) return "the driver does not know tensor maps";
   const cuuint64_t sizes[2] = {(cuuint64_t)columns, (cuuint64_t)rows};
   const cuuint64_t strides[1] = {(cuuint64_t)stride * 2};
   const cuuint32_t box[2] = {kPanel, (cuuint32_t)panel_rows}, step[2] = {1, 1};
-  const CUresult answer = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found)(
+  const CUresult answer = encode(
       map, is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
       const_cast<void*>(matrix), sizes, strides, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
       CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
@@ -227,7 +228,9 @@ FASTCL_DEVICE u64 by_columns(const void* start, u32 panel) {
   return (u64)(shared_address(start) >> 4) | (u64)(panel >> 4) << 16 | (u64)(1024 >> 4) << 32 |
          1ull << 62;
 }
-// The same some bytes on.
-FASTCL_DEVICE u64 ahead(u64 descriptor, int bytes) { return descriptor + (bytes >> 4); }
+// The same some bytes on: the address is the lowest part, and does not overflow.
+FASTCL_DEVICE u64 ahead(u64 descriptor, int bytes) {
+  return descriptor & ~0xffffffffull | (u32)((u32)descriptor + (bytes >> 4));
+}
 
 }  // namespace fastcl::cuda

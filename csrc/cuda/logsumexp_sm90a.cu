@@ -20,6 +20,7 @@ constexpr int kWidth = 256;            // own rows of a block
 constexpr int kHalf = kWidth / 2;      // of a consumer
 constexpr int kTile = 64;              // other rows of a tile
 constexpr int kStep = 2 * kTile;       // of a step: two tiles, one in each accumulator
+constexpr int kMeeting = kWidth / kStep;  // steps of two blocks of a symmetric problem
 constexpr int kThreads = 3 * 128;
 constexpr int kConsumerWarps = 8;
 constexpr int kSumStages = 2;
@@ -59,7 +60,7 @@ class Walk {
  public:
   FASTCL_DEVICE Walk(const Schedule& schedule, int worker)
       : schedule_(schedule),
-        left_(schedule.begin(worker + 1) - schedule.begin(worker)),
+        left_((int)(schedule.begin(worker + 1) - schedule.begin(worker))),
         block_(schedule.block_at(schedule.begin(worker))),
         step_((int)(schedule.begin(worker) - schedule.start(block_))),
         length_(schedule.length(block_)) {}
@@ -69,10 +70,10 @@ class Walk {
   FASTCL_DEVICE int block() const { return block_; }
   FASTCL_DEVICE int own() const { return block_ * kWidth; }
   // How many meetings on the other rows are; 0 where sides differ.
-  FASTCL_DEVICE int apart() const { return schedule_.symmetric() ? step_ / schedule_.steps : 0; }
+  FASTCL_DEVICE int apart() const { return schedule_.symmetric() ? step_ / kMeeting : 0; }
   FASTCL_DEVICE int other() const {
     if (!schedule_.symmetric()) return step_ * kStep;
-    return schedule_.met(block_, apart()) * kWidth + step_ % schedule_.steps * kStep;
+    return schedule_.met(block_, apart()) * kWidth + step_ % kMeeting * kStep;
   }
   // Both triangles of a block's meeting with itself are computed, and both are own sums.
   FASTCL_DEVICE bool feeds_other() const { return !schedule_.symmetric() || apart() > 0; }
@@ -83,8 +84,7 @@ class Walk {
 
  private:
   const Schedule& schedule_;
-  i64 left_;
-  int block_, step_, length_;
+  int left_, block_, step_, length_;
 };
 
 template <int D>

@@ -31,16 +31,18 @@ inline Pairing exchanged(Pairing p) {
   return p;
 }
 
+constexpr int64_t kMostRows = 1 << 24;  // with as many on the other side, a worker's steps are an int
+
 // Null, or why the kernels do not serve it.
 inline const char* refuse(const Pairing& p) {
   const auto bad = [&](const Rows& rows) {
-    return rows.count < 1 || rows.count > 1 << 30 || rows.stride < p.d || rows.stride % 8 ||
+    return rows.count < 1 || rows.count > kMostRows || rows.stride < p.d || rows.stride % 8 ||
            reinterpret_cast<uintptr_t>(rows.data) % 16;
   };
   if (p.type != Type::bf16 && p.type != Type::f16) return "rows must be bfloat16 or float16";
   if (p.d < 8 || p.d > 256 || p.d % 8) return "features must be a multiple of 8, 256 at most";
   if (bad(p.own) || bad(p.other))
-    return "rows must number 1 to 2^30, at addresses and distances of a multiple of 16 bytes";
+    return "rows must number 1 to 2^24, at addresses and distances of a multiple of 16 bytes";
   if (p.skips < 0 || p.skips > 3) return "at most 3 offsets can be skipped";
   return nullptr;
 }

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kWidth = 128;  // own rows of a block
 constexpr int kHalf = kWidth / 2;
+constexpr int kStep = 128;  // other rows of a step: one tile, or two
 constexpr int kThreads = 3 * 128;
 constexpr int kConsumerWarps = 8;
 
@@ -30,9 +31,11 @@ enum class Weight { mean, fixed, online };
 
 template <int D, Weight weight>
 struct Memory {
-  static constexpr int kTile = D == 256 ? 64 : 128;  // other rows of a tile
+  // Other rows of a tile: what the accumulators leave registers for.
+  static constexpr int kTile = D == 256 || (D == 128 && weight == Weight::online) ? 64 : kStep;
+  static constexpr int kTiles = kStep / kTile;
   static constexpr int kOwnStages = D == 256 ? 1 : 2;
-  static constexpr int kStages = D == 64 ? 6 : 4;
+  static constexpr int kStages = D * kTile <= 64 * 128 ? 6 : 4;
   static constexpr int kVectors = weight == Weight::mean ? 0 : weight == Weight::fixed ? 1 : 2;
 
   unsigned char own[kOwnStages][D / kPanel][panel_bytes(kWidth)];
@@ -56,20 +59,21 @@ struct Sweep {
   float* row_sums;  // [most parts, N], for a mean
 };
 
-// The tiles of one own block that a worker does.
+// The steps of one own block that a worker does.
 struct Stretch {
   int block, begin, end;
 };
 // Calls visit(Stretch) for all of them, in order.
 template <class F>
 FASTCL_DEVICE void for_each_stretch(const Schedule& schedule, F visit) {
-  i64 place = schedule.begin(blockIdx.x);
-  const i64 end = schedule.begin(blockIdx.x + 1);
-  for (int block = schedule.block_at(place); place < end; ++block) {
-    const i64 start = schedule.start(block), next = start + schedule.steps;
-    const i64 stop = next < end ? next : end;
-    visit(Stretch{block, (int)(place - start), (int)(stop - start)});
-    place = stop;
+  const i64 begin = schedule.begin(blockIdx.x);
+  int block = schedule.block_at(begin), first = (int)(begin - schedule.start(block));
+  int left = (int)(schedule.begin(blockIdx.x + 1) - begin);
+  while (left > 0) {
+    const int end = first + left < schedule.steps ? first + left : schedule.steps;
+    visit(Stretch{block++, first, end});
+    left -= end - first;
+    first = 0;
   }
 }
 
@@ -88,7 +92,7 @@ FASTCL_DEVICE void produce(Memory<D, weight>& memory, const TensorMap* own, cons
         copy_panel(memory.own[own_turn.stage][panel] + panel_bytes(row), own, panel * kPanel,
                    stretch.block * kWidth + row, full);
     own_turn.next();
-    for (int tile = stretch.begin; tile < stretch.end; ++tile) {
+    for (int tile = stretch.begin * M::kTiles; tile < stretch.end * M::kTiles; ++tile) {
       memory.ring.wait_empty(turn);
       full = &memory.ring.full[turn.stage];
       barrier_expect(full, sizeof(memory.other[0]) + M::kVectors * sizeof(memory.vectors[0][0]));
@@ -130,9 +134,10 @@ class Consumer {
  private:
   FASTCL_DEVICE void sum(const Stretch& stretch) {
     const int own = stretch.block * kWidth + which_ * kHalf;
+    const int begin = stretch.begin * M::kTiles, end = stretch.end * M::kTiles;
     row_ = own + 16 * warp_ + lane_ / 4;
     load_own_vectors();
-    float out[D / 2], scores[kScores];
+    float scores[kScores];
     u32 weights[kScores / 2];
     memory_.own_ring.wait_full(own_turn_);
     // The first tile's weights.
@@ -143,13 +148,17 @@ class Consumer {
     product_commit();
     product_wait<0>();
     hold(scores);
-    weigh(scores, own, stretch.begin * kTile);
+    weigh(scores, own, begin * kTile);
     pack_weights(scores, weights);
-    // At the loop's head the present tile's weights are ready, and nothing is under way.
-    for (int tile = stretch.begin + 1; tile < stretch.end; ++tile) {
+    await_next(begin + 1 < end);
+    float out[D / 2];
+#pragma unroll
+    for (int i = 0; i < D / 2; ++i) out[i] = 0;
+    // At the loop's head the present tile's weights are ready, the next one is there, and nothing is
+    // under way.
+    for (int tile = begin + 1; tile < end; ++tile) {
       const Turn<M::kStages> present = turn_;
       turn_.next();
-      memory_.ring.wait_full(turn_);
       hold(scores);
       hold(out);
       hold(weights);
@@ -157,11 +166,14 @@ class Consumer {
       multiply_rows(scores);
       product_commit();
       product_fence();
-      multiply_columns(out, weights, present.stage, tile > stretch.begin + 1);
+      multiply_columns(out, weights, present.stage);
       product_commit();
       product_wait<1>();
       hold(scores);
       weigh(scores, own, tile * kTile);
+      // Also what keeps the assembler from taking the exponentials after the products: it does not
+      // move them past a branch.
+      await_next(tile + 1 < end);
       product_wait<0>();
       hold(out);
       hold(weights);
@@ -171,7 +183,7 @@ class Consumer {
     hold(out);
     hold(weights);
     product_fence();
-    multiply_columns(out, weights, turn_.stage, stretch.end > stretch.begin + 1);
+    multiply_columns(out, weights, turn_.stage);
     product_commit();
     product_wait<0>();
     hold(out);
@@ -180,6 +192,12 @@ class Consumer {
     if (lane_ == 0) memory_.own_ring.release(own_turn_);
     own_turn_.next();
     write(out, stretch.block);
+  }
+
+  FASTCL_DEVICE void await_next(bool there_is_one) {
+    Turn<M::kStages> next = turn_;
+    next.next();
+    if (there_is_one) memory_.ring.wait_full(next);
   }
 
   FASTCL_DEVICE void load_own_vectors() {
@@ -204,10 +222,10 @@ class Consumer {
 
   template <int k = 0>
   FASTCL_DEVICE void multiply_columns(float (&out)[D / 2], const u32 (&weights)[kScores / 2],
-                                      int stage, bool accumulate) {
+                                      int stage) {
     const u64 other = by_columns(memory_.other[stage], panel_bytes(kTile));
-    multiply_held<4 * k>(T{}, out, weights, ahead(other, panel_bytes(16 * k)), k > 0 || accumulate);
-    if constexpr (16 * (k + 1) < kTile) multiply_columns<k + 1>(out, weights, stage, accumulate);
+    multiply_held<4 * k>(T{}, out, weights, ahead(other, panel_bytes(16 * k)), true);
+    if constexpr (16 * (k + 1) < kTile) multiply_columns<k + 1>(out, weights, stage);
   }
 
   FASTCL_DEVICE void release(const Turn<M::kStages>& turn) {
@@ -315,10 +333,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-int tile_rows(const Pairing& p) { return p.d > 128 ? 64 : 128; }
-
 Schedule schedule_of(const Pairing& p) {
-  return Schedule::make(p.own.count, kWidth, p.other.count, tile_rows(p), false, multiprocessors());
+  return Schedule::make(p.own.count, kWidth, p.other.count, kStep, false, multiprocessors());
 }
 
 template <class T, int D, Weight weight>

@@ -25,11 +25,13 @@ for _schema in (
     _library.define(_schema)
 
 _OPS = torch.ops.fastcl
-_WIDEST = 256
+_WIDEST, _MOST = 256, 2**24  # csrc/cuda/pairing.h
 
 
-def _declined(queries: Tensor, key_bias: Tensor | None, relation: str) -> bool:
-    return queries.shape[1] > _WIDEST or key_bias is not None or relation != "any"
+def _declined(queries: Tensor, keys: Tensor | None, key_bias: Tensor | None, relation: str) -> bool:
+    size = max(queries.shape[0], 0 if keys is None else keys.shape[0])
+    wide = queries.shape[1] > _WIDEST or size > _MOST
+    return wide or key_bias is not None or relation != "any"
 
 
 def _rows(x: Tensor, precision: torch.dtype) -> Tensor:
@@ -50,7 +52,7 @@ def similarity_logsumexp(
     queries, keys, scale, key_bias, query_ids, key_ids, relation, skip, columns, maxima, save,
     precision,
 ):  # fmt: skip
-    if _declined(queries, key_bias, relation) or maxima or save == "exponentials":
+    if _declined(queries, keys, key_bias, relation) or maxima or save == "exponentials":
         return NotImplemented
     scale, width = scale.float(), queries.shape[1]
     q = _rows(queries, precision)
@@ -73,7 +75,7 @@ def similarity_logsumexp_backward(
     grad_rows, grad_columns, queries, keys, scale, key_bias, query_ids, key_ids, relation, skip,
     rows, columns, saved, offset, save, needs, precision,
 ):  # fmt: skip
-    if _declined(queries, key_bias, relation):
+    if _declined(queries, keys, key_bias, relation):
         return NotImplemented
     need_queries, need_keys, need_scale, _ = needs
     scale, width = scale.float(), queries.shape[1]
