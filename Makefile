@@ -5,18 +5,21 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 # the environment leaves CUDA kernels out, which take nvcc minutes: 1 builds them, `make wheel` always
 FASTCL_BUILD_CUDA ?= 0
+# a test process per core; tests take one thread each
+PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 # the generated matrix of backends is long through the interpreter: see test-triton-full
 TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
 	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
 
-.PHONY: demo test test-triton-full dev lint lint-kernels lint-cuda bench gpu wheel clean
+.PHONY: demo test test-triton-full test-hostile docs dev lint lint-kernels lint-cuda bench gpu wheel \
+	test-wheel clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
 	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(or $(OUT),runs/demo) --overwrite
 
 test: $(VENV)/.ready  ## the whole test suite, with coverage; Triton kernels through the interpreter
-	$(BIN)/pytest --cov=fastcl --cov-report=
-	TRITON_INTERPRET=1 $(BIN)/pytest $(TRITON_TESTS) --cov=fastcl --cov-append --cov-report=term
+	$(BIN)/pytest $(PARALLEL) --cov=fastcl --cov-report=
+	TRITON_INTERPRET=1 $(BIN)/pytest $(PARALLEL) $(TRITON_TESTS) --cov=fastcl --cov-append --cov-report=term
 
 # both ends of the supported range; the interpreter of 3.6 knows numpy up to 2.3
 TRITONS := 3.6.0 3.9.0
@@ -30,11 +33,14 @@ test-triton-full: $(TRITONS:%=build/triton-%)  ## every backend test through the
 lint-kernels: $(TRITONS:%=build/triton-%)  ## compile every launch for sm_80 and sm_90 and check it (long)
 	for path in $^; do PYTHONPATH=$$path $(BIN)/python tests/kernels/lint.py || exit 1; done
 
-build/cuobjdump: $(VENV)/.ready
-	$(BIN)/pip install -q --disable-pip-version-check --target $@ nvidia-cuda-cuobjdump
-
-lint-cuda: build/cuobjdump  ## compile every CUDA kernel for sm_80, sm_90a and sm_100a and check it
+lint-cuda: build/wheel-tools  ## compile every CUDA kernel for sm_80, sm_90a and sm_100a and check it
 	PYTHONPATH=$< $(BIN)/python tests/cuda/lint.py
+
+test-hostile: $(VENV)/.ready  ## thousands of drawn problems, new ones every time (long)
+	FASTCL_HOSTILE_EXAMPLES=$(or $(EXAMPLES),3000) $(BIN)/pytest tests/losses/test_hostile.py
+
+docs: $(VENV)/.ready  ## build/site: guides and the reference from docstrings, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 lint: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .
@@ -51,6 +57,15 @@ dev: $(VENV)/.ready  ## the environment only
 
 wheel: $(VENV)/.ready  ## dist/*.whl with both native modules; needs nvcc, but no GPU
 	FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
+
+build/wheel-tools: $(VENV)/.ready
+	$(BIN)/pip install -q --disable-pip-version-check --target $@ abi3audit nvidia-cuda-cuobjdump
+
+# the newest of these brings CUDA libraries of 5 GB with it
+WHEEL_TORCH ?= torch==2.13.0 torch==2.14.1
+test-wheel: wheel build/wheel-tools  ## install the wheel beside several torches, in fresh places
+	PYTHONPATH=build/wheel-tools $(BIN)/python tests/wheel.py $$(ls -t dist/*.whl | head -1) \
+		--torch $(WHEEL_TORCH) --python $$(command -v $(PYTHON))
 
 # torch comes first and alone, so that nothing later pulls a CUDA build of it
 $(VENV)/.torch:

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -216,21 +217,22 @@ def test_info_where_torch_sees_no_gpu(monkeypatch, capsys):
     assert "cuda       no   torch sees no GPU (CUDA 13.0, driver 13.0)" in capsys.readouterr().out
 
 
-def test_native_module_needs_only_the_stable_abi_and_names_no_builder(root):
+@pytest.mark.parametrize("module", ["cpu", "cuda"])
+def test_native_modules_need_only_the_stable_abi_and_name_no_builder(module, root):
     import fastcl
 
-    package = os.path.dirname(fastcl.__file__)
-    modules = [f for f in os.listdir(package) if f.startswith("_cpu") and f.endswith(".so")]
-    if not modules or not shutil.which("nm"):
+    package = Path(fastcl.__file__).parent
+    libraries = list(package.glob(f"_{module}*.so"))
+    if not libraries or not shutil.which("nm"):
         pytest.skip("no native module, or no nm")
-    symbols = subprocess.run(
-        ["nm", "-D", "--undefined-only", "-C", os.path.join(package, modules[0])],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    unstable = [s for s in symbols.splitlines() if " at::" in s or " c10::" in s or " torch::" in s]
-    assert not unstable
-    assert "aoti_torch" in symbols
-    with open(os.path.join(package, modules[0]), "rb") as file:
-        binary = file.read()
-    for path in (root, sysconfig.get_path("purelib")):
-        assert os.fsencode(path) not in binary
+    path = Path(__file__).with_name("wheel.py")
+    spec = importlib.util.spec_from_file_location("check_wheel", path)
+    wheel = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(wheel)
+    assert wheel.unstable_symbols(libraries[0]) == []
+    assert wheel.STABLE.search("aoti_torch_get_dim")
+    assert wheel.STABLE.search("memcpy@GLIBC_2.14")
+    for unstable in ("_ZN2at4_ops2mm4callERKNS_6TensorES4_", "_ZN3c105ErrorC1E", "cudaMalloc"):
+        assert not wheel.STABLE.search(unstable)
+    for folder in (root, sysconfig.get_path("purelib")):
+        assert os.fsencode(folder) not in libraries[0].read_bytes()
