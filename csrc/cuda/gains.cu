@@ -12,7 +12,7 @@ constexpr int kRoom = 13;
 
 FASTCL_DEVICE float magnitude(float x) { return x < 0 ? -x : x; }
 
-// Every block of threads finds the largest gradient by itself: that is one launch, and in one order.
+// Every block of threads finds the largest gradient by itself: one launch, and one order.
 __global__ void __launch_bounds__(kThreads) gains_kernel(const __grid_constant__ Gains call) {
   auto* tops = reinterpret_cast<float*>(shared_memory());
   float top = 0;

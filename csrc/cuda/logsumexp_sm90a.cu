@@ -4,9 +4,9 @@
 // A block of 256 own rows stays in shared memory, 128 for each of two consuming warpgroups; the
 // other rows stream past both through a ring that one thread of a third warpgroup keeps full. A
 // consumer forms products [64 other, 128 own], so that own sums grow in its registers element by
-// element; while it takes the exponentials of one tile, the products of the next are under way. Sums
-// of other rows are short: they leave through shared memory to a warp that adds the two consumers'
-// halves and writes them to a slot. No atomics; every sum has one order.
+// element; while it takes the exponentials of one tile, the products of the next are under way.
+// Sums of other rows are short: they leave through shared memory to a warp that adds the two
+// consumers' halves and writes them to a slot. No atomics; every sum has one order.
 #include "finish.h"
 #include "logsumexp.h"
 #include "ring.h"
@@ -110,7 +110,8 @@ FASTCL_DEVICE void produce(Memory<D>& memory, const TensorMap* own, const Tensor
       u64* full = &memory.ring.full[turn.stage];
       barrier_expect(full, sizeof(memory.other[0]));
       for (int panel = 0; panel < D / kPanel; ++panel)
-        copy_panel(memory.other[turn.stage][panel], other, panel * kPanel, walk.other() + row, full);
+        copy_panel(memory.other[turn.stage][panel], other, panel * kPanel, walk.other() + row,
+                   full);
       turn.next();
     }
   }
@@ -287,7 +288,8 @@ class Consumer {
       sync_named(1 + which_, 128);
     }
     const int part = (int)blockIdx.x - sweep_.schedule.first_worker(block);
-    if (own + thread_ < sweep_.n) sweep_.own_sums[(i64)part * sweep_.n + own + thread_] = sums[thread_];
+    float* slot = sweep_.own_sums + (i64)part * sweep_.n;
+    if (own + thread_ < sweep_.n) slot[own + thread_] = sums[thread_];
     sync_named(1 + which_, 128);
 #pragma unroll
     for (int i = 0; i < 32; ++i) total_[i] = 0;

@@ -31,7 +31,8 @@ inline Pairing exchanged(Pairing p) {
   return p;
 }
 
-constexpr int64_t kMostRows = 1 << 24;  // with as many on the other side, a worker's steps are an int
+// With as many on both sides, the steps of one worker are still an int.
+constexpr int64_t kMostRows = 1 << 24;
 
 // Null, or why the kernels do not serve it.
 inline const char* refuse(const Pairing& p) {

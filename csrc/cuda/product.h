@@ -4,8 +4,8 @@
 
 namespace fastcl::cuda {
 
-// From gradients g of log-sum-exps L to what weights are made of. `unit` is near the largest |g|, so
-// that weights of 16 bits use their range.
+// From gradients g of log-sum-exps L to what weights are made of. `unit` is near the largest |g|,
+// so that weights of 16 bits use their range.
 //
 //     gain = g / unit     shift = L / ln 2     ratio = gain 2^(offset / ln 2 - shift)
 //
@@ -39,8 +39,8 @@ struct Product {
 int64_t product_workspace(const Pairing& pairing);
 const char* product(const Product& call, void* stream);
 
-// Log-sum-exp of every own row over the other rows, and their softmax-weighted mean, from one sweep.
-// bf16 only: fp16 cannot hold an exponential that is not normalised yet.
+// Log-sum-exp of every own row over the other rows, and their softmax-weighted mean, from one
+// sweep. bf16 only: fp16 cannot hold an exponential that is not normalised yet.
 struct Mean {
   Pairing pairing;
   float* workspace;  // [mean_workspace(pairing)]

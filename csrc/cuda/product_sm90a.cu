@@ -1,11 +1,11 @@
 // Weights of similarity tiles times the other rows on Hopper: the core of every backward, and of a
 // queue's forward. The twin of kernels/product.py.
 //
-// A block of 128 own rows stays in shared memory, 64 for each of two consuming warpgroups; the other
-// rows stream past both through a ring that one thread of a third warpgroup keeps full. A tile is
-// read twice: its rows give scores [64 own, tile], its columns, weighted, the result [64 own, D].
-// Weights never leave their registers, whose layout as a sum is also that of a left operand. While a
-// consumer turns scores into the next weights, its previous weights are being multiplied.
+// A block of 128 own rows stays in shared memory, 64 for each of two consuming warpgroups; the
+// other rows stream past both through a ring that one thread of a third warpgroup keeps full. A tile
+// is read twice: its rows give scores [64 own, tile], its columns, weighted, the result [64 own, D].
+// Weights never leave their registers, whose layout as a sum is also that of a left operand. While
+// a consumer turns scores into the next weights, its previous weights are being multiplied.
 #include "finish.h"
 #include "product.h"
 #include "ring.h"
@@ -127,7 +127,8 @@ class Consumer {
                                       : *sweep.offset * kLog2e) {}
 
   FASTCL_DEVICE void run() {
-    if (weight == Weight::mean && blockIdx.x == 0 && threadIdx.x == 0) *sweep_.offset = shift_ * kLn2;
+    const bool first = blockIdx.x == 0 && threadIdx.x == 0;
+    if (weight == Weight::mean && first) *sweep_.offset = shift_ * kLn2;
     for_each_stretch(sweep_.schedule, [&](const Stretch& stretch) { sum(stretch); });
   }
 
@@ -154,8 +155,8 @@ class Consumer {
     float out[D / 2];
 #pragma unroll
     for (int i = 0; i < D / 2; ++i) out[i] = 0;
-    // At the loop's head the present tile's weights are ready, the next one is there, and nothing is
-    // under way.
+    // At the loop's head the present tile's weights are ready, the next tile is there, and nothing
+    // is under way.
     for (int tile = begin + 1; tile < end; ++tile) {
       const Turn<M::kStages> present = turn_;
       turn_.next();
@@ -203,9 +204,10 @@ class Consumer {
   FASTCL_DEVICE void load_own_vectors() {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bool inside = row_ + 8 * h < sweep_.n;
-      if constexpr (weight != Weight::mean) gain_[h] = inside ? sweep_.own_gain[row_ + 8 * h] : 0;
-      if constexpr (weight == Weight::online) level_[h] = inside ? sweep_.own_shift[row_ + 8 * h] : 0;
+      const int row = row_ + 8 * h;
+      const bool inside = row < sweep_.n;
+      if constexpr (weight != Weight::mean) gain_[h] = inside ? sweep_.own_gain[row] : 0;
+      if constexpr (weight == Weight::online) level_[h] = inside ? sweep_.own_shift[row] : 0;
       sum_[h] = 0;
     }
   }
@@ -284,7 +286,8 @@ class Consumer {
         sum += shuffle_xor(sum, 2);
       }
       if (row >= sweep_.n) continue;
-      if (weight == Weight::mean && lane_ % 4 == 0) sweep_.row_sums[(i64)part * sweep_.n + row] = sum;
+      if (weight == Weight::mean && lane_ % 4 == 0)
+        sweep_.row_sums[(i64)part * sweep_.n + row] = sum;
       float* line = to + (i64)row * sweep_.d;
 #pragma unroll
       for (int n = 0; n < D / 8; ++n) {

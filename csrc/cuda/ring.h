@@ -25,7 +25,9 @@ struct Ring {
       barrier_init(&empty[i], consumers);
     }
   }
-  FASTCL_DEVICE void wait_empty(const Turn<stages>& t) { barrier_wait(&empty[t.stage], t.round ^ 1); }
+  FASTCL_DEVICE void wait_empty(const Turn<stages>& t) {
+    barrier_wait(&empty[t.stage], t.round ^ 1);
+  }
   FASTCL_DEVICE void wait_full(const Turn<stages>& t) { barrier_wait(&full[t.stage], t.round); }
   // One thread of a warp, after all of them have read.
   FASTCL_DEVICE void release(const Turn<stages>& t) { barrier_arrive(&empty[t.stage]); }

@@ -1,9 +1,9 @@
 // How the tiles of a sweep are dealt out to blocks of threads, in equal shares of one fixed order.
 //
-// Own rows are cut into blocks. All other rows pass by each of them in steps, block after block, and
-// of that list of steps every worker (a block of threads, as many as the device holds) takes a
-// stretch of equal length. So a worker may begin and end within a block, and up to parts() workers
-// leave partial sums of it; who does what depends on sizes and the number of workers alone.
+// Own rows are cut into blocks. All other rows pass by each of them in steps, block after block,
+// and of that list of steps every worker (a block of threads, as many as the device holds) takes a
+// stretch of equal length. So a worker may begin and end within a block, and parts() workers leave
+// partial sums of it; who does what depends on sizes and the number of workers alone.
 //
 // A symmetric problem is a round robin: block b meets itself and the `reach` blocks after it,
 // wrapping around, so that each pair of blocks meets once. With an even number of blocks the two

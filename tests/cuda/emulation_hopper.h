@@ -24,10 +24,6 @@ struct Mbarrier {
   u32 phase = 0;
 };
 
-struct Load {
-  std::function<void()> run;
-};
-
 // One call of a product by one thread. Accumulators in flight live in the machine.
 struct Product {
   bool held;
@@ -56,21 +52,21 @@ inline const u64 kBarrierMark = 0x0bad0ba221e20000u;
 struct HopperBlock : Extension {
   Block* block;
   std::map<u64*, Mbarrier> barriers;
-  std::vector<Load> loads;
+  std::vector<std::function<void()>> loads;  // copies under way
   std::vector<Warpgroup> warpgroups;
   std::mt19937 random{settings.seed};
   int patience = 1 << random() % 6;  // scheduling rounds that a copy takes, on average
 
   bool work() override {
     if (loads.empty()) return false;
-    std::vector<Load> ready;
+    std::vector<std::function<void()>> ready;
     for (size_t i = loads.size(); i-- > 0;)
       if (random() % patience == 0) {
         ready.push_back(std::move(loads[i]));
         loads.erase(loads.begin() + i);
       }
     std::shuffle(ready.begin(), ready.end(), random);
-    for (Load& load : ready) load.run();
+    for (const auto& copy : ready) copy();
     return true;
   }
   void end() override {
@@ -127,27 +123,26 @@ void load(const void* to, int bytes, u64* barrier, F fill) {
   HopperBlock& state = hopper();
   offset_in(*state.block, to, bytes);
   mbarrier(state, barrier);
-  state.loads.push_back({[&state, bytes, barrier, fill] {
+  state.loads.push_back([&state, bytes, barrier, fill] {
     fill();
     Mbarrier& counted = mbarrier(state, barrier);
     counted.bytes -= bytes;
     settle(counted);
-  }});
+  });
 }
 
 // The matrix [lines, 16] or, where rows are contracted, its transpose, that a descriptor points at.
 inline void decode(const Block& block, u64 descriptor, bool contracts_rows, int type, int lines,
                    float* out) {
-  const u32 start = (u32)(descriptor & 0x3fff) << 4, leading = (u32)(descriptor >> 16 & 0x3fff) << 4;
-  const u32 stride = (u32)(descriptor >> 32 & 0x3fff) << 4;
+  const auto field = [&](int first) { return (u32)(descriptor >> first & 0x3fff) << 4; };
+  const u32 start = field(0), leading = field(16), stride = field(32);
   if (descriptor >> 62 != 1) fail("a descriptor without the 128-byte swizzle");
   if (descriptor >> 49 & 7 || start % 1024 / 128) fail("a descriptor between swizzle patterns");
   for (int line = 0; line < lines; ++line)
     for (int k = 0; k < 16; ++k) {
-      const u32 at = contracts_rows
-                         ? start + line / 64 * leading + k / 8 * stride + k % 8 * 128 + line % 64 * 2
-                         : start + line / 8 * stride + line % 8 * 128 + k * 2;
-      const u32 place = swizzled(at);
+      const u32 by_line = line / 64 * leading + k / 8 * stride + k % 8 * 128 + line % 64 * 2;
+      const u32 by_k = line / 8 * stride + line % 8 * 128 + k * 2;
+      const u32 place = swizzled(start + (contracts_rows ? by_line : by_k));
       if (place + 2 > block.shared_bytes) fail("a descriptor points outside shared memory");
       uint16_t bits;
       std::memcpy(&bits, block.shared + place, 2);
@@ -217,7 +212,7 @@ inline void issue(Product product) {
 inline void wait_products(size_t left) {
   Participant& thread = participant();
   Warpgroup& group = hopper().warpgroups[self().index / 128];
-  if (thread.committed != thread.products.size()) fail("products are waited for before their commit");
+  if (thread.committed != thread.products.size()) fail("products wait for their commit");
   if (thread.groups.size() <= left) return;
   const size_t target = thread.groups[thread.groups.size() - 1 - left];
   while (thread.groups.size() > left) thread.groups.pop_front();
