@@ -55,8 +55,9 @@ struct Warp {
 // What a header beside this one adds to a block, such as engines that copy.
 struct Extension {
   virtual ~Extension() = default;
-  virtual bool work() = 0;  // between the turns of threads; true if there is something under way
-  virtual void end() = 0;   // all threads are done
+  virtual bool work() = 0;              // between the turns of threads; true if there is something under way
+  virtual bool stalls(int thread) = 0;  // whether a thread's turn passes this time
+  virtual void end() = 0;               // all threads are done
 };
 
 struct Block {
@@ -201,6 +202,11 @@ inline void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937& ra
     std::shuffle(alive.begin(), alive.end(), random);
     for (Thread* thread : alive) {
       if (thread->barrier && thread->barrier->generation == thread->generation) continue;
+      Extension* extension = thread->block->extension.get();
+      if (extension && extension->stalls(thread->index)) {
+        machine.progress = true;
+        continue;
+      }
       thread->barrier = nullptr;
       threadIdx = dim3(thread->index);
       blockIdx = thread->block->index;

@@ -1,6 +1,6 @@
 // The instructions of csrc/cuda/hopper.h on the machine of emulation.h.
 //
-// Copies happen at a random later time, box by box. A product happens as late as it may: when the
+// Some warps are slower than others. Copies happen at a random later time, box by box. A product happens as late as it may: when the
 // first thread of its warpgroup waits for it, with what shared memory and registers hold then, read
 // through the descriptors; until a thread has waited, its accumulators are NaN. So a buffer given
 // back too early, a wait left out, or a register touched too early shows.
@@ -55,8 +55,13 @@ struct HopperBlock : Extension {
   std::vector<std::function<void()>> loads;  // copies under way
   std::vector<Warpgroup> warpgroups;
   std::mt19937 random{settings.seed};
-  int patience = 1 << random() % 6;  // scheduling rounds that a copy takes, on average
+  int patience = 1 << random() % 6;  // turns of threads that a copy takes, on average
+  std::vector<int> pace;             // one turn in so many is a warp's
 
+  explicit HopperBlock(Block* block) : block(block), warpgroups(block->threads / 128) {
+    for (int warp = 0; warp < block->threads; warp += 32) pace.push_back(1 << random() % 4);
+  }
+  bool stalls(int thread) override { return random() % pace[thread / 32] != 0; }
   bool work() override {
     if (loads.empty()) return false;
     std::vector<std::function<void()>> ready;
@@ -79,12 +84,7 @@ struct HopperBlock : Extension {
 
 inline HopperBlock& hopper() {
   Block* block = self().block;
-  if (!block->extension) {
-    auto state = std::make_unique<HopperBlock>();
-    state->block = block;
-    state->warpgroups.resize(block->threads / 128);
-    block->extension = std::move(state);
-  }
+  if (!block->extension) block->extension = std::make_unique<HopperBlock>(block);
   return static_cast<HopperBlock&>(*block->extension);
 }
 
