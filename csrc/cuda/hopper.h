@@ -230,7 +230,7 @@ FASTCL_DEVICE u64 by_columns(const void* start, u32 panel) {
 }
 // The same some bytes on: the address is the lowest part, and does not overflow.
 FASTCL_DEVICE u64 ahead(u64 descriptor, int bytes) {
-  return descriptor & ~0xffffffffull | (u32)((u32)descriptor + (bytes >> 4));
+  return (descriptor & ~0xffffffffull) | (u32)((u32)descriptor + (bytes >> 4));
 }
 
 }  // namespace fastcl::cuda

@@ -16,6 +16,8 @@ from . import native
 from .hopper import similarity_logsumexp as similarity_logsumexp
 from .hopper import similarity_logsumexp_backward as similarity_logsumexp_backward
 from .registry import Backend, Call
+from .small_batch import fuses
+from .small_batch import pair_softmax as pair_softmax
 
 # The speed rule. A kernel serves a call by itself only on GPUs on which it was measured: correct,
 # and at least 10 % faster than Triton in every case of the file named here, which
@@ -24,6 +26,7 @@ from .registry import Backend, Call
 #
 #     operator: {compute capability: file}
 MEASURED: dict[str, dict[tuple[int, int], str]] = {
+    "pair_softmax": {},  # not measured yet
     "enqueue": {},  # not measured yet
     "similarity_logsumexp": {},  # not measured yet
 }
@@ -113,4 +116,5 @@ BACKEND = Backend(
     partial=True,
     withheld=_withheld,
     keeps_exponentials=lambda *_: False,
+    fuses=fuses,
 )

@@ -11,12 +11,12 @@ from fastcl.trainers.methods import METHODS
 
 if TYPE_CHECKING:
     from fastcl.trainers.experiment import Experiment
-    from fastcl.trainers.run import run
+    from fastcl.trainers.runner import run
     from fastcl.trainers.simclr import SimCLR
 
 __all__ = ["METHODS", "Experiment", "SimCLR", "main", "run"]
 
-_MODULES = {"Experiment": "experiment", "SimCLR": "simclr", "run": "run"}
+_MODULES = {"Experiment": "experiment", "SimCLR": "simclr", "run": "runner"}
 
 
 def __getattr__(name: str) -> object:

@@ -104,6 +104,8 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="The dirpath has changed")
             # Batches come from memory: there are no loading processes to advise on.
             warnings.filterwarnings("ignore", message=".*does not have many workers")
+            # What is frozen stays in evaluation mode on purpose.
+            warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
             # An epoch of a small data set has fewer steps than a logger's usual interval.
             warnings.filterwarnings("ignore", message="The number of training batches")
             # Lightning 2.6 still makes tree leaves in the way that PyTorch 2.13 deprecates.

@@ -2,10 +2,10 @@
 // FASTCL_EMULATED is defined, it gives every name of that header its documented meaning.
 //
 // Each thread of a block is a fiber; at every synchronisation the next one to run is drawn at
-// random, so a missing barrier shows as a wrong result for some seed. Copies with cp.async happen
-// as late as they may: when the thread waits for them. Shared memory and registers start as NaN
-// patterns. What a GPU would not survive (a deadlock, a copy outside shared memory) becomes the error
-// that launch returns. Nothing here checks alignment beyond 16 bytes, bank conflicts or memory order.
+// random, and now and then a warp falls far behind, so a missing barrier shows as a wrong result for
+// some seed. Copies with cp.async happen at once or as late as they may, when the thread waits for
+// them. Shared memory starts as NaN patterns. What a GPU would not survive (a deadlock, a copy
+// outside shared memory) becomes the error that launch returns. Nothing here checks alignment beyond 16 bytes, bank conflicts or memory order.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -50,14 +50,14 @@ struct Barrier {
 struct Warp {
   Barrier barrier;
   uint32_t slots[2][32][8];  // what lanes exchange, in turns
+  unsigned asleep = 0;       // rounds of the scheduler that pass it by
 };
 
 // What a header beside this one adds to a block, such as engines that copy.
 struct Extension {
   virtual ~Extension() = default;
-  virtual bool work() = 0;              // between the turns of threads; true if there is something under way
-  virtual bool stalls(int thread) = 0;  // whether a thread's turn passes this time
-  virtual void end() = 0;               // all threads are done
+  virtual bool work() = 0;  // between the turns of threads; true if something is under way
+  virtual void end() = 0;   // all threads are done
 };
 
 struct Block {
@@ -76,6 +76,13 @@ struct Copy {
   const void* from;
   bool valid;
 };
+
+inline void perform(const Copy& copy) {
+  if (copy.valid)
+    std::memcpy(copy.to, copy.from, 16);
+  else
+    std::memset(copy.to, 0, 16);
+}
 
 struct Thread {
   ucontext_t start;
@@ -105,6 +112,7 @@ struct Machine {
   jmp_buf scheduler;
   Thread* running = nullptr;
   const char* failure = nullptr;  // of a thread
+  std::mt19937 random;
   std::function<void()> body;
   Barrier grid;
   int threads = 0;        // alive in this launch
@@ -178,7 +186,8 @@ inline void enter() {
   _longjmp(machine.scheduler, 1);
 }
 
-inline void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937& random) {
+inline void run_blocks(std::vector<Block>& blocks, int threads) {
+  auto& random = machine.random;
   std::vector<std::unique_ptr<Thread>> fibers;
   constexpr size_t kStack = 256 * 1024;
   for (Block& block : blocks)
@@ -199,14 +208,21 @@ inline void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937& ra
   for (auto& fiber : fibers) alive.push_back(fiber.get());
   while (!alive.empty()) {
     machine.progress = false;
-    std::shuffle(alive.begin(), alive.end(), random);
-    for (Thread* thread : alive) {
-      if (thread->barrier && thread->barrier->generation == thread->generation) continue;
-      Extension* extension = thread->block->extension.get();
-      if (extension && extension->stalls(thread->index)) {
-        machine.progress = true;
-        continue;
+    for (Block& block : blocks)
+      for (Warp& warp : block.warps) {
+        if (warp.asleep)
+          --warp.asleep, machine.progress = true;
+        else if (random() % 128 == 0)  // the others may all be waiting for it: that is no deadlock
+          warp.asleep = random() % 64, machine.progress = true;
       }
+    std::vector<Thread*> ready;
+    for (Thread* thread : alive) {
+      if (thread->block->warps[thread->index / 32].asleep) continue;
+      if (thread->barrier && thread->barrier->generation == thread->generation) continue;
+      ready.push_back(thread);
+    }
+    std::shuffle(ready.begin(), ready.end(), random);
+    for (Thread* thread : ready) {
       thread->barrier = nullptr;
       threadIdx = dim3(thread->index);
       blockIdx = thread->block->index;
@@ -223,7 +239,8 @@ inline void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937& ra
 // All blocks of a grid, `together` at a time.
 inline void run_grid(dim3 grid, int threads, size_t shared, size_t together) {
   const size_t count = (size_t)grid.x * grid.y * grid.z;
-  std::mt19937 random(settings.seed);
+  auto& random = machine.random;
+  random.seed(settings.seed);
   std::vector<size_t> order(count);
   for (size_t i = 0; i < count; ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), random);
@@ -242,7 +259,7 @@ inline void run_grid(dim3 grid, int threads, size_t shared, size_t together) {
       block.threads = threads;
       block.warps.resize((threads + 31) / 32);
     }
-    run_blocks(blocks, threads, random);
+    run_blocks(blocks, threads);
     for (const Block& block : blocks)
       if (block.extension) block.extension->end();
     for (const Block& block : blocks)
@@ -319,6 +336,8 @@ inline float exp2_fast(float x) {
   const float y = std::exp2(x);
   return y < 1.17549435e-38f ? 0.0f : y;
 }
+inline float as_float(uint32_t x) { return emulation::as_float(x); }
+inline uint32_t as_bits(float x) { return emulation::as_bits(x); }
 inline uint32_t pack(bf16, float low, float high) {
   return emulation::to_bf16(low) | (uint32_t)emulation::to_bf16(high) << 16;
 }
@@ -359,7 +378,11 @@ inline void cp_async(void* to, const void* from, bool valid) {
     emulation::fail("cp.async writes outside shared memory");
   if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16))
     emulation::fail("cp.async address is not a multiple of 16");
-  emulation::self().open.push_back({to, from, valid});
+  const emulation::Copy copy{to, from, valid};
+  if (emulation::machine.random() % 2)
+    emulation::perform(copy);
+  else
+    emulation::self().open.push_back(copy);
 }
 inline void cp_async_commit() {
   auto& thread = emulation::self();
@@ -370,12 +393,7 @@ template <int left>
 void cp_async_wait() {
   auto& thread = emulation::self();
   while ((int)thread.groups.size() > left) {
-    for (const auto& copy : thread.groups.front()) {
-      if (copy.valid)
-        std::memcpy(copy.to, copy.from, 16);
-      else
-        std::memset(copy.to, 0, 16);
-    }
+    for (const auto& copy : thread.groups.front()) emulation::perform(copy);
     thread.groups.pop_front();
   }
 }

@@ -1,6 +1,6 @@
 // The instructions of csrc/cuda/hopper.h on the machine of emulation.h.
 //
-// Some warps are slower than others. Copies happen at a random later time, box by box. A product happens as late as it may: when the
+// Copies happen at a random later time, box by box. A product happens as late as it may: when the
 // first thread of its warpgroup waits for it, with what shared memory and registers hold then, read
 // through the descriptors; until a thread has waited, its accumulators are NaN. So a buffer given
 // back too early, a wait left out, or a register touched too early shows.
@@ -54,14 +54,10 @@ struct HopperBlock : Extension {
   std::map<u64*, Mbarrier> barriers;
   std::vector<std::function<void()>> loads;  // copies under way
   std::vector<Warpgroup> warpgroups;
-  std::mt19937 random{settings.seed};
+  std::mt19937& random = machine.random;
   int patience = 1 << random() % 6;  // turns of threads that a copy takes, on average
-  std::vector<int> pace;             // one turn in so many is a warp's
 
-  explicit HopperBlock(Block* block) : block(block), warpgroups(block->threads / 128) {
-    for (int warp = 0; warp < block->threads; warp += 32) pace.push_back(1 << random() % 4);
-  }
-  bool stalls(int thread) override { return random() % pace[thread / 32] != 0; }
+  explicit HopperBlock(Block* block) : block(block), warpgroups(block->threads / 128) {}
   bool work() override {
     if (loads.empty()) return false;
     std::vector<std::function<void()>> ready;

@@ -69,9 +69,9 @@ def test_end_to_end(finished):
             assert 0.1 < entry["mean"] <= 1
             assert f"{100 * entry['mean']:.1f} ± {100 * entry['sd']:.1f}" in output
     headline = results["headline"]
-    gain = results["scores"]["trained"]["probe@10"]["mean"] - headline["untrained"]
+    gain = results["scores"]["trained"]["probe@1"]["mean"] - headline["untrained"]
     assert headline["margin"] == pytest.approx(gain)
-    assert f"probe@10: {100 * gain:+.1f} points" in output
+    assert f"probe@1: {100 * gain:+.1f} points" in output
     for seed in (0, 1):
         assert set(results["seeds"][str(seed)]["details"]["similarity_gap"]) == {"0", "1", "2"}
         assert (out / f"seed-{seed}" / "checkpoints" / "last.ckpt").exists()
