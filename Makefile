@@ -11,8 +11,8 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
 	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
 
-.PHONY: demo test test-peers test-triton-full test-hostile docs dev lint lint-kernels lint-cuda bench gpu wheel \
-	test-wheel clean
+.PHONY: demo test test-methods test-peers test-triton-full test-hostile test-mining-full docs \
+	dev lint lint-kernels lint-cuda bench gpu wheel test-wheel clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
 	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(or $(OUT),runs/demo) --overwrite
@@ -26,9 +26,15 @@ TRITONS := 3.6.0 3.9.0
 build/triton-%: $(VENV)/.ready
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --target $@ triton==$* "numpy<2.4"
 
+test-methods: $(VENV)/.ready  ## every method of `fastcl train` learns, three seeds each (long)
+	$(BIN)/python tests/train/bars.py
+
 test-triton-full: $(TRITONS:%=build/triton-%)  ## every backend test through the interpreter (long)
 	for path in $^; do TRITON_INTERPRET=1 PYTHONPATH=$$path $(BIN)/pytest tests/kernels \
 		tests/ops/test_backends.py -k triton || exit 1; done
+
+test-mining-full: $(VENV)/.ready  ## memory of the mining losses at 8192 rows (long)
+	FASTCL_MINING_ROWS=8192 $(BIN)/pytest tests/losses/test_margin.py -k no_matrix
 
 lint-kernels: $(TRITONS:%=build/triton-%)  ## compile every launch for sm_80 and sm_90 and check it (long)
 	for path in $^; do PYTHONPATH=$$path $(BIN)/python tests/kernels/lint.py || exit 1; done
@@ -72,16 +78,19 @@ gpu:  ## correctness and speed on this machine's CUDA GPU, with the torch and Tr
 
 dev: $(VENV)/.ready  ## the environment only
 
-wheel: $(VENV)/.ready  ## dist/*.whl with both native modules; needs nvcc, but no GPU
+wheel: $(VENV)/.ready  ## dist/*.whl with both native modules, and an sdist; needs nvcc, no GPU
+	rm -rf dist
 	FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
+	FASTCL_BUILD_CPU=0 FASTCL_BUILD_CUDA=0 $(BIN)/python setup.py -q sdist
 
 build/wheel-tools: $(VENV)/.ready
-	$(BIN)/pip install -q --disable-pip-version-check --target $@ abi3audit nvidia-cuda-cuobjdump
+	$(BIN)/pip install -q --disable-pip-version-check --target $@ abi3audit nvidia-cuda-cuobjdump \
+		nvidia-cuda-nvdisasm
 
 # the newest of these brings CUDA libraries of 5 GB with it
 WHEEL_TORCH ?= torch==2.13.0 torch==2.14.1
 test-wheel: wheel build/wheel-tools  ## install the wheel beside several torches, in fresh places
-	PYTHONPATH=build/wheel-tools $(BIN)/python tests/wheel.py $$(ls -t dist/*.whl | head -1) \
+	PYTHONPATH=build/wheel-tools $(BIN)/python tests/wheel.py dist/*.whl --sdist dist/*.tar.gz \
 		--torch $(WHEEL_TORCH) --python $$(command -v $(PYTHON))
 
 # torch comes first and alone, so that nothing later pulls a CUDA build of it

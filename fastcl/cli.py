@@ -1,4 +1,4 @@
-"""The command line: ``fastcl info | check | train``."""
+"""The command line: ``fastcl info | check | train | transfer | ablate``."""
 
 from __future__ import annotations
 
@@ -54,11 +54,16 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser(
         "train", help="train a method; 'fastcl train --help' says more", add_help=False
     )
+    commands.add_parser(
+        "transfer", help="what pretraining is worth to a classifier on few labels", add_help=False
+    )
+    commands.add_parser("ablate", help="train a method with one setting varied", add_help=False)
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "train":
-        from .trainers import main as train
+    if arguments.command in ("train", "transfer", "ablate"):
+        from .trainers import command
 
-        return train(rest)
+        runs = {"train": command.main, "transfer": command.transfer, "ablate": command.ablate}
+        return runs[arguments.command](rest)
     if rest:
         parser.error(f"unexpected arguments: {' '.join(rest)}")
     if arguments.command == "check" and arguments.against:

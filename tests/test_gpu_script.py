@@ -30,7 +30,8 @@ def test_every_stage(root, tmp_path):
     result = _run(root, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     found = {f.stem: json.loads(f.read_text()) for f in tmp_path.glob("*.json")}
-    assert set(found) == {"correctness", "ceilings", "table", "peers", "profile"}
+    stages = {"correctness", "sanitize", "ceilings", "table", "peers", "cuda", "profile"}
+    assert set(found) == stages
     for name, stage in found.items():
         assert stage["ended"], name
         assert not stage["failures"] + stage["skipped_for_time"], name
@@ -46,6 +47,9 @@ def test_every_stage(root, tmp_path):
     for record in found["peers"]["records"]:
         assert {"fastcl triton", "eager"} <= set(record["contestants"])
         assert record["best_ratio"] > 0
+    kinds = {r["kind"] for r in found["cuda"]["records"]}
+    assert kinds == {"ring", "race"}
+    assert all("reason" not in r.get("triton", {}) for r in found["cuda"]["records"])
 
 
 def test_tuning_writes_a_table_that_loads(root, tmp_path):
@@ -90,7 +94,8 @@ def test_a_stage_that_hangs_or_dies_costs_itself_only(root, tmp_path, monkeypatc
     assert script.main(["--out", str(tmp_path), "--seconds", "0.5", "--quick"]) == 1
     assert "failed: ceilings, table\n" in capsys.readouterr().out
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert [line.split()[5] for line in calls] == ["correctness", "peers", "profile"]
+    ran = [line.split()[5] for line in calls]
+    assert ran == ["correctness", "sanitize", "peers", "cuda", "profile"]
     assert all("--quick" in line for line in calls)
 
 
@@ -105,3 +110,38 @@ def test_counters_are_read_from_the_longest_launch(root, monkeypatch):
     )
     assert profile.parse(page)["a.pct"] == "61.5 %"
     assert profile.parse("==ERROR== no permission") == {}
+
+
+def _races(**cases):
+    """What the stage of CUDA kernels writes, reduced to what decides."""
+    records = [
+        {"kind": "race", "kernel": "k", "declined": False, "ratio": ratio} for ratio in cases["of"]
+    ]
+    records += [{"kind": "race", "kernel": "k", "declined": True, "ratio": 0.5}, {"kind": "warm"}]
+    whole = {"ended": True, "failures": [], "skipped_for_time": [], "records": records}
+    return whole | {key: value for key, value in cases.items() if key != "of"}
+
+
+def test_the_speed_rule(root, monkeypatch):
+    """At least 10 % in every case that the kernel took, in a whole run in which nothing failed."""
+    monkeypatch.syspath_prepend(str(root))
+    from benchmarks.gpu.cuda import verdicts
+
+    assert verdicts(_races(of=[1.1, 3.0])) == {"k": True}
+    assert verdicts(_races(of=[1.09, 3.0])) == {"k": False}
+    assert verdicts(_races(of=[])) == {}
+    for trouble in ({"failures": ["x"]}, {"skipped_for_time": ["x"]}, {"ended": False}):
+        assert verdicts(_races(of=[3.0], **trouble)) == {"k": False}
+
+
+def test_kernels_serve_by_themselves_only_where_a_kept_file_shows_it(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root))
+    from benchmarks.gpu.cuda import races, verdicts
+    from fastcl.ops.cuda import MEASURED
+
+    assert {race.kernel for race in races(False, False)} >= set(MEASURED)
+    for kernel, places in MEASURED.items():
+        for capability, file in places.items():
+            found = json.loads((root / "benchmarks/results" / file).read_text())
+            assert tuple(found["device_before"]["capability"]) == capability
+            assert verdicts(found)[kernel]

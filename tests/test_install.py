@@ -28,17 +28,23 @@ print(json.dumps({
 
 
 @pytest.fixture
-def source(tmp_path, root):
-    """A copy of what a build needs, so that nothing is written into the checkout."""
+def checkout(root):
+    """The source tree, which tests of an installed wheel have not."""
     if not (root / "setup.py").exists():
         pytest.skip("needs the source tree")
+    return root
+
+
+@pytest.fixture
+def source(tmp_path, checkout):
+    """A copy of what a build needs, so that nothing is written into the checkout."""
     copy = tmp_path / "source"
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, copy)
+        shutil.copy(checkout / name, copy)
     for name in ("fastcl", "kernels", "csrc"):
         ignored = shutil.ignore_patterns("*.so", "__pycache__", "_build_info.json")
-        shutil.copytree(root / name, copy / name, ignore=ignored)
+        shutil.copytree(checkout / name, copy / name, ignore=ignored)
     return copy
 
 
@@ -53,6 +59,9 @@ def build(source, **environment):
 
 
 def test_pure_wheel_outside_the_checkout(source, tmp_path):
+    earlier = source / "build/lib/fastcl"
+    earlier.mkdir(parents=True)
+    (earlier / "removed_since.py").touch()
     result = build(source, FASTCL_BUILD_CPU="0")
     assert result.returncode == 0, result.stderr
     (wheel,) = (source / "dist").glob("*.whl")
@@ -61,6 +70,7 @@ def test_pure_wheel_outside_the_checkout(source, tmp_path):
     tops = {name.split("/")[0] for name in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"fastcl"}
     assert "fastcl/kernels/__init__.py" in names
+    assert "fastcl/removed_since.py" not in names
 
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -109,7 +119,7 @@ def toolkit(tmp_path):
     ],
 )
 def test_a_missing_tool_is_named_and_where_required_an_error(
-    module, environment, reason, toolkit, tmp_path, root
+    module, environment, reason, toolkit, tmp_path, checkout
 ):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/__init__.py").write_text("raise ImportError('none here')")
@@ -119,7 +129,7 @@ def test_a_missing_tool_is_named_and_where_required_an_error(
 
     def configure(wanted):
         return subprocess.run(
-            [sys.executable, "setup.py", "--name"], cwd=root, capture_output=True, text=True,
+            [sys.executable, "setup.py", "--name"], cwd=checkout, capture_output=True, text=True,
             env=os.environ | environment
             | {f"FASTCL_BUILD_{module}": wanted, f"FASTCL_BUILD_{other}": "0"},
         )  # fmt: skip

@@ -1,1 +1,1 @@
-"""``python -m benchmarks.gpu``: correctness and speed of the Triton backend on a GPU."""
+"""``python -m benchmarks.gpu``: correctness and speed of Triton and CUDA kernels on a GPU."""

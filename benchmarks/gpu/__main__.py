@@ -1,9 +1,11 @@
-"""``python -m benchmarks.gpu --out DIR``: what the Triton backend does on this machine's GPU.
+"""``python -m benchmarks.gpu --out DIR``: what Triton and CUDA kernels do on this machine's GPU.
 
-    correctness   every operator and gradient against float64, graphs, streams, the sanitizer
+    correctness   every operator and gradient of Triton against float64, graphs, streams
+    sanitize      memory errors and races in the smallest launches, where compute-sanitizer is
     ceilings      what the machine can do: products, copies, exponentials, the gap between launches
     table         time, work, memory, error and launches of the losses
     peers         other libraries side by side, in one process per precision
+    cuda          CUDA C++ kernels: the same checks, and which are faster than Triton
     profile       hardware counters of the kernels that matter, where ncu is installed
     tune          times other tiles and writes a table of configurations; runs only when named
 
@@ -25,7 +27,8 @@ from pathlib import Path
 
 # stage -> seconds after which it begins nothing new; a command may have to end in ten minutes
 BUDGETS = {
-    "correctness": 450, "ceilings": 120, "table": 480, "peers": 480, "profile": 300, "tune": 480
+    "correctness": 450, "sanitize": 400, "ceilings": 120, "table": 480, "peers": 480, "cuda": 480,
+    "profile": 300, "tune": 480,
 }  # fmt: skip
 _GRACE = 90  # seconds beyond, for what has begun
 

@@ -1,4 +1,4 @@
-"""Stage 2: what this machine can do, by which the other stages' figures are to be read."""
+"""What this machine can do, by which the other stages' figures are to be read."""
 
 from __future__ import annotations
 

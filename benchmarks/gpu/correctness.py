@@ -1,22 +1,17 @@
-"""Stage 1: every operator and gradient against float64; bits; graphs; streams; the sanitizer."""
+"""Every operator and gradient against float64; bits of repeated runs; graphs; streams."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 
-import fastcl
 from fastcl.testing import (
     MORE_OPERATIONS,
     OPERATIONS,
     SHAPES,
+    WHOLE,
     Shape,
     compare,
     served,
@@ -58,13 +53,18 @@ def run(stage: Stage) -> None:
     names = ("graph", "side stream", "three runs")
     for name, function in zip(names, (graph, side_stream, three_runs), strict=True):
         stage.each(losses, lambda case, f=function: f(stage.device, case), name)
-    tools = ("memcheck",) if stage.toy else ("memcheck", "racecheck")
-    stage.each(tools, lambda tool: sanitize(stage, tool), "sanitizer")
     operations = ("columns",) if stage.toy else (*MORE_OPERATIONS, *OPERATIONS)
-    declared = served("triton", tuple(_DTYPES.values()), stage.device.name, operations)
-    shapes = _TOY if stage.toy else _LARGE[::2] if stage.quick else (*_LARGE, *SHAPES)
+    operators(stage, "triton", operations, shapes=_TOY if stage.toy else None)
+
+
+def operators(
+    stage: Stage, backend: str, operations: tuple[str, ...], shapes: tuple[Shape, ...] | None = None
+) -> None:
+    """Verdicts on ``operations`` of ``backend`` in every dtype that it declares."""
+    declared = served(backend, tuple(_DTYPES.values()), stage.device.name, operations)
+    shapes = shapes or (_LARGE[::2] if stage.quick else (*_LARGE, *SHAPES))
     groups = [
-        (operation, dtype, tuple(part))
+        (operation, dtype, tuple(part), backend)
         for part in (shapes[:6], shapes[6:12], shapes[12:])
         for dtype in (("fp32", "fp16") if stage.toy else _DTYPES)
         for operation in operations
@@ -74,8 +74,9 @@ def run(stage: Stage) -> None:
 
 
 def check(
-    device_name: str, seconds: float, operation: str, dtype: str, shapes: tuple[Shape, ...]
-) -> list[dict]:
+    device_name: str, seconds: float, operation: str, dtype: str, shapes: tuple[Shape, ...],
+    backend: str,
+) -> list[dict]:  # fmt: skip
     """Verdicts of ``operation`` on every kind of data and temperature; runs in its own process.
 
     The rule, and whether there are biases, go with the shape: each is code of its own, and the
@@ -101,8 +102,9 @@ def check(
         record = {"kind": "operator", "case": case}
         try:
             verdict = compare(
-                "triton", operation, shape, data, rule, temperature, _DTYPES[dtype],
-                bias=not plain and number % 2 == 1, device=device_name, oracle="chunked", runs=3,
+                backend, operation, shape, data, rule, temperature, _DTYPES[dtype],
+                bias=not plain and number % 2 == 1, device=device_name, runs=3,
+                oracle="reference" if operation in WHOLE else "chunked",
             )  # fmt: skip
         except Exception as error:
             records.append(record | {"failed": reason_of(error)})
@@ -196,63 +198,6 @@ def three_runs(on: device.Cpu, case: Case) -> dict:
     return verdict
 
 
-# ---------------------------------------------------------------------------------- sanitizer
-
-
-def find_tool(name: str) -> str | None:
-    """A tool of the CUDA toolkit: on the path, or where it is usually installed."""
-    places = [shutil.which(name), os.environ.get("CUDA_HOME", "") + f"/bin/{name}"]
-    places += sorted(map(str, Path("/usr/local").glob(f"cuda*/bin/{name}")), reverse=True)
-    return next((p for p in places if p and Path(p).exists()), None)
-
-
-def sanitize(stage: Stage, tool: str) -> dict:
-    """The smallest launches of every kernel under one of compute-sanitizer's tools."""
-    sanitizer = find_tool("compute-sanitizer")
-    command = [sys.executable, "-m", "benchmarks.gpu.correctness", stage.device.name]
-    if sanitizer is not None:
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *command]
-    elif not stage.toy:
-        return {"tool": tool, "result": "compute-sanitizer is not installed"}
-    # separate allocations, so that a read beyond a tensor's end is a read beyond memory
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True,
-            timeout=max(30.0, min(120.0, stage.left())),
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"tool": tool, "result": "no time to finish"}
-    text = (done.stdout + done.stderr).strip()
-    record = {"tool": tool, "code": done.returncode, "output": text[-2000:]}
-    if "not supported" in text or "Unable to" in text:
-        return record | {"result": "does not work on this machine"}
-    if done.returncode:
-        return record | {"failed": f"exit code {done.returncode}"}
-    if sanitizer is None:
-        return record | {"result": "the launches run; compute-sanitizer is not installed"}
-    return record | {"result": text.splitlines()[-1] if text else "ok"}
-
-
-def smallest(device_name: str) -> None:
-    """A few tiles of every kernel, ragged: what the sanitizer watches."""
-    z = torch.randn(70, 24, device=device_name, requires_grad=True)
-    k = torch.randn(67, 24, device=device_name, requires_grad=True)
-    wide = torch.randn(67, 300, device=device_name, requires_grad=True)
-    with fastcl.use_backend("triton"):
-        pairs = fastcl.ops.Pairs(skip=(0,))
-        results = [
-            fastcl.ops.similarity_logsumexp(z, None, 4.0, pairs=pairs).rows,
-            *fastcl.ops.similarity_logsumexp(z, k, 4.0, columns=True)[:2],
-            fastcl.ops.similarity_logsumexp(z, k.detach(), 4.0).rows,
-            fastcl.ops.similarity_logsumexp(wide, None, 1.0, pairs=pairs).rows,
-            fastcl.ops.similarity_sum(z, k, 1.0, phi="softplus"),
-            fastcl.ops.l2_normalize(z)[0].sum(1),
-        ]
-        fastcl.ops.similarity_topk(z, k, k=5)
-        torch.cat(results).sum().backward()
-
-
 def lines(records: list[dict]) -> list[str]:
     """The worst error of each operator and dtype, and what else was checked."""
     judged = [r for r in records if "allowed" in r]
@@ -274,12 +219,4 @@ def lines(records: list[dict]) -> list[str]:
         if these:
             good = sum(r.get("identical", False) for r in these)
             found.append(f"{kind}: {good} of {len(these)} identical")
-    return found + [
-        f"{r['tool']}: {r.get('result', r.get('failed'))}"
-        for r in records
-        if r["kind"] == "sanitizer" and "tool" in r
-    ]
-
-
-if __name__ == "__main__":
-    smallest(sys.argv[1])
+    return found

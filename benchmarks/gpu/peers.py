@@ -1,4 +1,4 @@
-"""Stage 4: fastcl and the other libraries side by side, in one process, sampled in turns."""
+"""fastcl and the other libraries side by side, in one process, sampled in turns."""
 
 from __future__ import annotations
 

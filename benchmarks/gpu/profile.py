@@ -1,4 +1,4 @@
-"""Stage 5: hardware counters of the kernels that matter, by ncu where it is installed."""
+"""Hardware counters of the kernels that matter, by ncu where it is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .. import device, report
 from ..cases import Case
 from ..contestants import fastcl_backends
 from ..measure import differentiate
-from .correctness import find_tool
+from .sanitize import find_tool
 from .stage import Stage
 
 # kernel -> a case whose forward or backward is mostly that kernel

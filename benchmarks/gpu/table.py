@@ -1,4 +1,4 @@
-"""Stage 3: the losses, one by one: time, work, share of the floor, memory, error, launches."""
+"""The losses, one by one: time, work, share of the floor, memory, error, launches."""
 
 from __future__ import annotations
 

@@ -50,6 +50,10 @@ FASTCL_DEVICE float exp2_fast(float x) {
   return y;
 }
 
+// The same bits.
+FASTCL_DEVICE float as_float(u32 x) { return __uint_as_float(x); }
+FASTCL_DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
+
 // Conversions round to nearest even; a packed pair has `low` in the lower half.
 FASTCL_DEVICE u32 pack(bf16, float low, float high) {
   u32 y;
@@ -76,6 +80,11 @@ FASTCL_DEVICE u32 round_tf32(float x) {
 
 FASTCL_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 FASTCL_DEVICE float shuffle(float x, int lane) { return __shfl_sync(~0u, x, lane); }
+
+// Two numbers into memory, at an address that is a multiple of 8.
+FASTCL_DEVICE void store_pair(float* to, float first, float second) {
+  *reinterpret_cast<float2*>(to) = make_float2(first, second);
+}
 
 FASTCL_DEVICE void sync_threads() { __syncthreads(); }
 FASTCL_DEVICE void sync_warp() { __syncwarp(); }

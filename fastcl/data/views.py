@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import kornia.augmentation as K
 import torch
@@ -122,17 +122,24 @@ class Augment(nn.Module):
     Args:
         recipe: a name in ``RECIPES``.
         image_size: (H, W) of the images.
+        without: kornia's names of the recipe's augmentations that are left out.
 
     Raises:
-        ValueError: unknown recipe.
+        ValueError: unknown recipe, or an augmentation that it does not have.
     """
 
-    def __init__(self, recipe: str, image_size: tuple[int, int]):
+    def __init__(self, recipe: str, image_size: tuple[int, int], without: Sequence[str] = ()):
         super().__init__()
         if recipe not in RECIPES:
             raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
         self.recipe = recipe
-        self.augment = RECIPES[recipe](image_size)
+        known = {type(layer).__name__: layer for layer in RECIPES[recipe](image_size).children()}
+        if unknown := [name for name in without if name not in known]:
+            raise ValueError(
+                f"without: expected augmentations of recipe {recipe!r} ({', '.join(known)}), "
+                f"got {', '.join(unknown)}"
+            )
+        self.augment = nn.Sequential(*(known[name] for name in known if name not in without))
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -95,12 +96,15 @@ def similarity_matrices(
     _save(figure, path)
 
 
-def view_grid(first: torch.Tensor, second: torch.Tensor, *, path: Path) -> None:
+def view_grid(
+    first: torch.Tensor, second: torch.Tensor, *, path: Path, title: str | None = None
+) -> None:
     """Two rows of V images: column i holds the two views i and i + V of one image.
 
     Args:
         first, second: [V, C, H, W] with C = 1 or 3; values outside [0, 1] are clipped.
         path: PNG file.
+        title: says which images are one by default.
     """
     count = len(first)
     figure, axes = _figure(2, count, size=(1.15 * count, 2.9))
@@ -112,7 +116,8 @@ def view_grid(first: torch.Tensor, second: torch.Tensor, *, path: Path) -> None:
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_xlabel(str(row * count + column), fontsize=9, labelpad=2)
-    figure.suptitle(f"Two views of {count} images: i and i + {count} are one image", fontsize=11)
+    title = title or f"Two views of {count} images: i and i + {count} are one image"
+    figure.suptitle(title, fontsize=11)
     _save(figure, path)
 
 
@@ -160,6 +165,145 @@ def score_comparison(
     axis.grid(axis="y", alpha=0.25)
     axis.set_axisbelow(True)
     figure.legend(frameon=False, loc="outside lower center", ncols=min(4, len(names)), fontsize=9)
+    _save(figure, path)
+
+
+def classifier_curves(
+    histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], *, title: str, path: Path
+) -> None:
+    """Loss and accuracy by epoch, in training and on held-out data; a colour per classifier.
+
+    Args:
+        histories: classifier to one list of rows per seed, with "epoch", "train_loss",
+            "train_accuracy", "test_loss", "test_accuracy"; the line is the mean over seeds and
+            the band its standard deviation.
+        title: of the picture.
+        path: PNG file.
+    """
+    panels = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
+    figure, axes = _figure(2, 2, size=(10.0, 7.0))
+    for axis, name in zip(axes.flat, panels, strict=True):
+        factor = 100.0 if name.endswith("accuracy") else 1.0
+        for colour, (label, seeds) in zip(_cycle(len(histories)), histories.items(), strict=True):
+            epochs = [row["epoch"] for row in seeds[0]]
+            values = factor * np.array([[row[name] for row in rows] for rows in seeds])
+            mean, spread = values.mean(0), values.std(0)
+            axis.plot(epochs, mean, color=colour, lw=1.6, label=label)
+            if len(seeds) > 1:
+                axis.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15)
+        kind, what = name.split("_")
+        unit = ", %" if factor > 1 else ""
+        axis.set_title(f"{'training' if kind == 'train' else 'held-out'} {what}{unit}", loc="left")
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.25)
+        if factor == 1.0:
+            axis.set_yscale("log")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left")
+    _save(figure, path)
+
+
+def embedding(
+    stages: Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    *,
+    path: Path,
+    most: int = 1000,
+) -> None:
+    """Features in two dimensions (t-SNE of each stage by itself), coloured by class.
+
+    Args:
+        stages: stage to features [N, D] of the same images.
+        labels: [N].
+        classes: names by label.
+        path: PNG file.
+        most: of the images that are shown, evenly spaced.
+    """
+    from sklearn.manifold import TSNE
+
+    chosen = torch.linspace(0, len(labels) - 1, min(most, len(labels))).round().long()
+    shown = labels.cpu()[chosen].numpy()
+    figure, axes = _figure(1, len(stages), size=(3.6 * len(stages), 4.2))
+    colours = matplotlib.colormaps["tab10" if len(classes) <= 10 else "gist_rainbow"]
+    for axis, (name, features) in zip(axes.flat, stages.items(), strict=True):
+        rows = torch.nn.functional.normalize(features.cpu().float()[chosen], dim=1).numpy()
+        perplexity = min(30.0, (len(rows) - 1) / 3)
+        points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(rows)
+        for label, title in enumerate(classes):
+            own = points[shown == label]
+            share = label / max(1, len(classes) - 1) if len(classes) > 10 else label
+            axis.scatter(own[:, 0], own[:, 1], s=7, color=colours(share), label=title)
+        axis.set_title(name, loc="left")
+        axis.set_xticks([])
+        axis.set_yticks([])
+    if len(classes) <= 20:
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(
+            handles, names, frameon=False, loc="outside lower center", ncols=10, markerscale=2
+        )
+    figure.suptitle(f"t-SNE of the features of {len(shown)} held-out images", x=0.01, ha="left")
+    _save(figure, path)
+
+
+def sweep(
+    series: Mapping[str, Mapping[str, Mapping[str, float]]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    level: tuple[str, float] | None,
+    path: Path,
+) -> None:
+    """A score over settings: lines where the settings are numbers, bars where they are names.
+
+    Args:
+        series: name of the line to setting to {"mean", "sd"}, fractions, drawn in %.
+        title, xlabel, ylabel: of the picture.
+        level: name and fraction of a dashed line, such as the untrained encoder's.
+        path: PNG file.
+    """
+    settings = list(dict.fromkeys(setting for points in series.values() for setting in points))
+    try:
+        places = {setting: float(setting) for setting in settings}
+        numeric = len(settings) > 1
+    except ValueError:
+        numeric = False
+    if not numeric:
+        places = {setting: float(index) for index, setting in enumerate(settings)}
+    figure, axes = _figure(1, 1, size=(max(6.0, 0.9 * len(settings) + 2.5), 4.4))
+    axis = axes[0, 0]
+    for index, (colour, (name, points)) in enumerate(
+        zip(_cycle(len(series)), series.items(), strict=True)
+    ):
+        x = np.array([places[setting] for setting in points])
+        mean = [100 * entry["mean"] for entry in points.values()]
+        spread = [100 * entry["sd"] for entry in points.values()]
+        if numeric:
+            axis.errorbar(x, mean, spread, color=colour, marker="o", capsize=3, lw=1.6, label=name)
+        else:
+            width = 0.8 / len(series)
+            shift = (index - (len(series) - 1) / 2) * width
+            bars = axis.bar(x + shift, mean, 0.92 * width, yerr=spread, color=colour, capsize=3,
+                            label=name)  # fmt: skip
+            axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+    if numeric and min(places.values()) > 0 and max(places.values()) >= 8 * min(places.values()):
+        axis.set_xscale("log")
+        axis.minorticks_off()
+    axis.set_xticks(list(places.values()), settings, rotation=0 if numeric else 20)
+    if level is not None:
+        axis.axhline(100 * level[1], color=_GREY, lw=1.0, ls="--", label=level[0])
+    means = [100 * entry["mean"] for points in series.values() for entry in points.values()]
+    lowest = min([*means, *([100 * level[1]] if level else [])])
+    axis.set_ylim(max(0.0, 10 * (lowest // 10) - 10) if lowest > 30 else 0.0, 102)
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.set_title(title, loc="left", wrap=True)
+    axis.grid(axis="y", alpha=0.25)
+    axis.set_axisbelow(True)
+    axis.legend(frameon=False, fontsize=9)
     _save(figure, path)
 
 

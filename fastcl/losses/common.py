@@ -13,7 +13,7 @@ from ..distributed import ALONE, MODES, KeepsGroup, Ranks
 from ..ops import LogSumExp, Pairs, fuses_pairs, l2_normalize, l2_normalize_pair, pair_softmax
 from ..ops.checks import check_features, check_same_shape, precision_of
 from ..ops.pairs import describe
-from ..ops.registry import accumulator
+from ..ops.registry import FLOATS, accumulator
 
 REDUCTIONS = ("mean", "sum", "none")
 _NUMBERS = (numbers.Real, torch.SymFloat, torch.SymInt)
@@ -73,7 +73,7 @@ def _check_finite(factors: Tensor | None, *inputs: tuple[Tensor, str]) -> None:
     holds one is NaN or 0; without factors a sum shows it, which is one pass and no copy (and may
     overflow, so the count decides).
     """
-    if not _can_look(inputs[0][0]):
+    if not can_look(inputs[0][0]):
         return
     if factors is not None:
         suspicious = not bool((factors > 0).all())
@@ -93,9 +93,9 @@ def _refuse_unfinite(*inputs: tuple[Tensor, str]) -> None:
             )
 
 
-def _can_look(x: Tensor) -> bool:
+def can_look(x: Tensor) -> bool:
     """Whether values of ``x`` can be looked at without waiting: eager mode on a CPU."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_transformed()
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed()
 
 
 def check_vector(value, name: str, length: int, like: Tensor, floats: bool = False) -> Tensor:
@@ -110,6 +110,32 @@ def check_vector(value, name: str, length: int, like: Tensor, floats: bool = Fal
     if value.shape != (length,) or value.device != like.device:
         raise ValueError(f"{name} {describe(value)}; expected {length} {kind} on {like.device}")
     return value
+
+
+def given_scores(
+    positive: Tensor,
+    negative: Tensor,
+    names: tuple[str, str] = ("positive_scores", "negative_scores"),
+) -> tuple[Tensor, Tensor]:
+    """Scores of positives [N] and of their negatives [N, K] (from [N] too), in fp32 or wider.
+
+    Raises:
+        TypeError: not float tensors. ValueError: shapes or devices that do not fit.
+    """
+    for name, scores in zip(names, (positive, negative), strict=True):
+        if not isinstance(scores, Tensor) or scores.dtype not in FLOATS:
+            raise TypeError(f"{name} {describe(scores)}; expected a float tensor")
+    if positive.dim() != 1 or 0 in positive.shape:
+        raise ValueError(f"{names[0]} {describe(positive)}; expected [N], not empty")
+    n = positive.shape[0]
+    fits = negative.dim() in (1, 2) and negative.shape[0] == n and 0 not in negative.shape
+    if not fits or negative.device != positive.device:
+        raise ValueError(
+            f"{names[1]} {describe(negative)}; expected [{n}] or [{n}, K] on {positive.device}, "
+            f"like {names[0]}"
+        )
+    acc = accumulator(torch.promote_types(positive.dtype, negative.dtype))
+    return positive.to(acc), negative.to(acc).reshape(n, -1)
 
 
 def check_fraction(value: float, name: str) -> None:
@@ -140,8 +166,37 @@ def check_reduction(reduction: str) -> None:
     Raises:
         ValueError: it is not.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
+    check_choice(reduction, "reduction", REDUCTIONS)
+
+
+def check_choice(value, name: str, choices: tuple[str, ...]) -> None:
+    """One of ``choices``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {choices}")
+
+
+class FixedLoss(nn.Module):
+    """A loss without temperature: the keyword arguments of its function, as attributes."""
+
+    def __init__(self, **options):
+        super().__init__()
+        if "reduction" in options:
+            check_reduction(options["reduction"])
+        self._names = tuple(options)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def options(self) -> dict:
+        """The keyword arguments that its function takes."""
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        values = self.options().items()
+        return ", ".join(f"{name}={v!r}" for name, v in values if not isinstance(v, nn.Module))
 
 
 # -------------------------------------------------------------------------------- temperature
@@ -166,7 +221,7 @@ def _positive(value: float | Tensor, name: str) -> float | Tensor:
     if not isinstance(value, Tensor):
         check_positive(value, name)
         return value
-    if value.numel() != 1 or (_can_look(value) and not float(value.detach()) > 0):
+    if value.numel() != 1 or (can_look(value) and not float(value.detach()) > 0):
         came = f"is {value.detach()}" if value.numel() == 1 else describe(value)
         raise ValueError(f"{name} {came}; expected one positive number")
     return value.reshape(())
@@ -182,7 +237,7 @@ def check_positive(value: float, name: str) -> None:
         raise ValueError(f"{name} {describe(value)}; expected a positive finite number")
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a torch.func transform is active, under which values cannot be looked at."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
@@ -197,6 +252,8 @@ class TemperatureLoss(KeepsGroup, nn.Module):
     """
 
     described: tuple[str, ...] = ()  # further attributes that repr shows
+    shares_ranks = True  # whether its function takes ``distributed`` and ``process_group``
+    has_metrics = True  # whether it takes ``return_metrics``
 
     def __init__(
         self,
@@ -223,6 +280,14 @@ class TemperatureLoss(KeepsGroup, nn.Module):
         self.return_metrics = return_metrics
         if distributed not in (None, *MODES):
             raise ValueError(f"distributed is {distributed!r}; expected None or one of {MODES}")
+        name = type(self).__name__
+        if return_metrics and not self.has_metrics:
+            raise ValueError(f"return_metrics is True; expected False, since {name} has none")
+        if distributed is not None and not self.shares_ranks:
+            raise ValueError(
+                f"distributed is {distributed!r}; expected None, since {name} takes no negatives "
+                "from other ranks"
+            )
         self.distributed = distributed
         self.process_group = process_group
         self.max_scale = max_scale
@@ -243,13 +308,12 @@ class TemperatureLoss(KeepsGroup, nn.Module):
 
     def options(self) -> dict:
         """The keyword arguments that every loss function takes."""
-        return {
-            "normalize": self.normalize,
-            "reduction": self.reduction,
-            "return_metrics": self.return_metrics,
-            "distributed": self.distributed,
-            "process_group": self.process_group,
-        }
+        options: dict = {"normalize": self.normalize, "reduction": self.reduction}
+        if self.has_metrics:
+            options["return_metrics"] = self.return_metrics
+        if self.shares_ranks:
+            options |= {"distributed": self.distributed, "process_group": self.process_group}
+        return options
 
     def extra_repr(self) -> str:
         value = math.exp(-self.logit_scale.detach()) if self.learnable else self._temperature
@@ -283,6 +347,26 @@ def reduce(
     return total / torch.where(share == 0, 1.0, share)
 
 
+def reduce_counted(
+    sums: Tensor, counts: Tensor, reduction: str, weight: Tensor | None = None
+) -> Tensor:
+    """Per-anchor sums [N] over ``counts`` [N] tuples each to the asked form.
+
+    ``"mean"`` is over all tuples, so that nothing counted gives 0; ``"none"`` is each anchor's own
+    mean. An anchor's weight is that of its tuples.
+    """
+    check_reduction(reduction)
+    if weight is not None:
+        weight = check_vector(weight, "weight", sums.shape[0], sums, floats=True).to(sums.dtype)
+        sums = sums * weight
+    if reduction == "sum":
+        return sums.sum()
+    if reduction == "none":
+        return sums / counts.clamp_min(1)
+    total = (counts if weight is None else counts * weight).sum()
+    return sums.sum() / torch.where(total == 0, 1.0, total)
+
+
 def finish(losses, reduction, weight, metrics: dict[str, Tensor] | None, ranks: Ranks = ALONE):
     """The reduced loss, with ``metrics`` beside it when there are any."""
     loss = reduce(losses, reduction, weight, ranks)
@@ -310,11 +394,11 @@ def whole_loss(
     """
     check_reduction(reduction)
     check_same_shape(a, b, *names)
-    if reduction == "none" or _is_transformed() or not fuses_pairs(a, b):
+    if reduction == "none" or is_transformed() or not fuses_pairs(a, b):
         return None
     loss = pair_softmax(a, b, scale, form=form, mean=reduction == "mean")
     # what is not finite in a row is not finite in its cosine, and shows in any sum of losses
-    if _can_look(a) and not math.isfinite(loss.detach()):
+    if can_look(a) and not math.isfinite(loss.detach()):
         _refuse_unfinite((a, names[0]), (b, names[1]))
     return loss
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,11 +11,14 @@ from torch import Tensor, nn
 from ..distributed import meet
 from ..ops import Pairs
 from ..ops.checks import as_scalar, precision_of
+from ..ops.pairs import describe
 from .common import (
+    FixedLoss,
     TemperatureLoss,
     check_number,
     check_vector,
     finish,
+    given_scores,
     scale_of,
     unit_pair,
 )
@@ -119,4 +124,74 @@ class SigLIPLoss(TemperatureLoss):
             image_features, text_features, self.temperature,
             self.logit_bias if logit_bias is None else logit_bias,
             logit_scale=logit_scale, ids=ids, weight=weight, **self.options(),
+        )  # fmt: skip
+
+
+def nce(
+    positive_scores: Tensor,
+    negative_scores: Tensor,
+    log_noise: float | Tensor,
+    negative_log_noise: float | Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Noise-contrastive estimation (Gutmann and Hyvarinen 2010; Mnih and Teh 2012) of given scores.
+
+    Per sample, with k noise samples: -ln sigma(s+ - ln k p_n(+)) - sum over the noise samples of
+    ln(1 - sigma(s- - ln k p_n(-))). :func:`memory_bank` has the form that estimates a constant.
+
+    Args:
+        positive_scores: [N] floats, unnormalised log-probabilities under the model.
+        negative_scores: [N, k], of samples drawn from the noise.
+        log_noise: ln p_n of the positives, a number or [N].
+        negative_log_noise: ln p_n of the negatives, a number or [N, k]; by default ``log_noise``,
+            which then is a number.
+        weight: [N] floats; each sample's share, the mean becoming sum(w l) / sum(w).
+        reduction: ``"mean"`` over N, ``"sum"``, or ``"none"`` for [N] losses.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 scores).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape or device.
+    """
+    positive, negative = given_scores(positive_scores, negative_scores)
+    n, k = negative.shape
+    if negative_log_noise is None:
+        negative_log_noise = log_noise
+        if isinstance(log_noise, Tensor) and log_noise.dim():
+            raise ValueError(
+                f"log_noise {describe(log_noise)} came alone; expected negative_log_noise beside it"
+            )
+    shifts = []
+    for name, noise, shape in (
+        ("log_noise", log_noise, (n,)),
+        ("negative_log_noise", negative_log_noise, (n, k)),
+    ):
+        if isinstance(noise, Tensor):
+            if noise.dim() and (noise.shape != shape or noise.device != positive.device):
+                raise ValueError(
+                    f"{name} {describe(noise)}; expected a number or shape {shape} on "
+                    f"{positive.device}"
+                )
+        else:
+            check_number(noise, name)
+        shifts.append(noise + math.log(k))
+    losses = -F.logsigmoid(positive - shifts[0]) - F.logsigmoid(shifts[1] - negative).sum(1)
+    return finish(losses, reduction, weight, None)
+
+
+class NCELoss(FixedLoss):
+    """:func:`~fastcl.functional.nce` as a module."""
+
+    def __init__(self, *, reduction: str = "mean"):
+        super().__init__(reduction=reduction)
+
+    def forward(
+        self, positive_scores, negative_scores, log_noise, negative_log_noise=None, *, weight=None
+    ):
+        return nce(
+            positive_scores, negative_scores, log_noise, negative_log_noise, weight=weight,
+            **self.options(),
         )  # fmt: skip

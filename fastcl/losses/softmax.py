@@ -342,7 +342,7 @@ class InfoNCELoss(TemperatureLoss):
         return result
 
 
-def _both_directions(
+def both_directions(
     a, b, names, scale, ids, weight, label_smoothing, margin, normalize, reduction, return_metrics,
     distributed, process_group,
 ):  # fmt: skip
@@ -412,7 +412,7 @@ def clip(
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
     scale = scale_of(temperature, logit_scale)
-    return _both_directions(
+    return both_directions(
         image_features, text_features, ("image_features", "text_features"), scale, ids, weight,
         label_smoothing, 0.0, normalize, reduction, return_metrics, distributed, process_group,
     )  # fmt: skip
@@ -468,7 +468,7 @@ def margin_softmax(
     """
     check_number(margin, "margin")
     if bidirectional:
-        return _both_directions(
+        return both_directions(
             query, positive_key, ("query", "positive_key"), scale_of(temperature), ids, weight,
             label_smoothing, margin, normalize, reduction, return_metrics, distributed,
             process_group,

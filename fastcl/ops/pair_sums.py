@@ -31,7 +31,7 @@ def pair_sums(queries: Tensor, keys: Tensor, pairs: Pairs) -> tuple[Tensor, Tens
         return (queries * kept).sum(1), m - _skipped_count(queries, m, pairs)
     begin, end, slots = _same_id(pairs, n, m)
     sums = _add_rows(keys, slots)
-    same = torch.where((end > begin)[:, None], _take_rows(sums, begin.clamp(max=m - 1)), 0.0)
+    same = torch.where((end > begin)[:, None], take_rows(sums, begin.clamp(max=m - 1)), 0.0)
     if pairs.relation == "different":
         kept = keys.sum(0) - same
     else:
@@ -51,7 +51,7 @@ def _add_rows(rows: Tensor, slots: Tensor) -> Tensor:
     return zeros.index_add(0, slots, rows)
 
 
-def _take_rows(rows: Tensor, slots: Tensor) -> Tensor:
+def take_rows(rows: Tensor, slots: Tensor) -> Tensor:
     return rows[slots] if rows.is_cuda else rows.index_select(0, slots)
 
 

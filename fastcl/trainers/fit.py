@@ -94,9 +94,10 @@ def fit(
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keep Lightning's start-up notices (which devices it found, tips) out of the console."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             # Resuming writes beside earlier checkpoints on purpose, and the folder may have moved.
@@ -104,10 +105,13 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="The dirpath has changed")
             # Batches come from memory: there are no loading processes to advise on.
             warnings.filterwarnings("ignore", message=".*does not have many workers")
+            # What is frozen stays in evaluation mode on purpose.
+            warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")
             # An epoch of a small data set has fewer steps than a logger's usual interval.
             warnings.filterwarnings("ignore", message="The number of training batches")
             # Lightning 2.6 still makes tree leaves in the way that PyTorch 2.13 deprecates.
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -95,7 +95,8 @@ def calibrate(module: nn.Module, images: torch.Tensor) -> None:
 
 def views(options: ImageOptions, splits: Splits, kind: type[Augment] = TwoViews) -> Augment:
     """The augmentations that ``options`` name for these images."""
-    return kind(options.recipe, splits.image_size)
+    without = [name.strip() for name in options.without.split(",") if name.strip()]
+    return kind(options.recipe, splits.image_size, without)
 
 
 def image_experiment(
@@ -119,7 +120,7 @@ def image_experiment(
         **{
             "module": module,
             "scores": lambda trained: score(trained.encoder),
-            "headline": "probe@10",
+            "headline": "probe@1",
             "measured": MEASURED,
             "data": f"{splits.name}, without labels",
             "references": {"raw pixels": score(nn.Flatten())},

@@ -21,7 +21,7 @@ from fastcl.trainers.methods import Method
 from fastcl.trainers.options import TrainOptions
 
 if TYPE_CHECKING:
-    from fastcl.trainers.run import SeedResult
+    from fastcl.trainers.runner import SeedResult
 
 CURVES, COMPARISON = "curves.png", "comparison.png"
 
@@ -45,7 +45,7 @@ class Report:
         seeds = list(self.results.values())
         return {
             name: {
-                metric: _mean_and_sd([seed.scores[name][metric] for seed in seeds])
+                metric: mean_and_sd([seed.scores[name][metric] for seed in seeds])
                 for metric in known
             }
             for name, known in seeds[0].scores.items()
@@ -58,7 +58,7 @@ class Report:
         seeds = [result.scores for result in self.results.values()]
         trained, untrained = ([s[name][metric] for s in seeds] for name in ("trained", "untrained"))
         margins = [t - u for t, u in zip(trained, untrained, strict=True)]
-        spread = max(_mean_and_sd(values)["sd"] for values in (trained, untrained, margins))
+        spread = max(mean_and_sd(values)["sd"] for values in (trained, untrained, margins))
         return {
             "metric": metric,
             "trained": statistics.fmean(trained),
@@ -90,8 +90,7 @@ class Report:
             },
             "pictures": [CURVES, COMPARISON, *self.pictures],
             "seconds": self.seconds,
-            "versions": {"fastcl": fastcl.__version__, "python": platform.python_version()}
-            | _versions("torch", "lightning", "kornia", "scikit-learn", "numpy", "transformers"),
+            "versions": versions(),
         }
 
 
@@ -153,28 +152,31 @@ def _table(report: Report) -> Table:
     for metric in metrics:
         table.add_column(metric, justify="right")
     for name, label in _labels(report).items():
-        cells = [_cell(summary[name].get(metric), seeds) for metric in metrics]
+        cells = [score_cell(summary[name].get(metric), seeds) for metric in metrics]
         table.add_row(label, *cells, style="bold" if name == "trained" else None)
     return table
 
 
-def _cell(entry: dict[str, float] | None, seeds: int) -> str:
+def score_cell(entry: dict[str, float] | None, seeds: int) -> str:
+    """A mean in %, with its spread where there are several seeds; empty for none."""
     if entry is None or math.isnan(entry["mean"]):
         return ""
     mean = f"{100 * entry['mean']:.1f}"
     return f"{mean} ± {100 * entry['sd']:.1f}" if seeds > 1 else mean
 
 
-def _mean_and_sd(values: list[float]) -> dict[str, float]:
+def mean_and_sd(values: list[float]) -> dict[str, float]:
+    """Mean and sample standard deviation over seeds."""
     return {
         "mean": statistics.fmean(values),
         "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
     }
 
 
-def _versions(*packages: str) -> dict[str, str]:
-    found = {}
-    for package in packages:
+def versions() -> dict[str, str]:
+    """Of what a run's numbers depend on, where it is installed."""
+    found = {"fastcl": fastcl.__version__, "python": platform.python_version()}
+    for package in ("torch", "lightning", "kornia", "scikit-learn", "numpy", "transformers"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -30,6 +30,8 @@ class SimCLR(pl.LightningModule):
         head: features [B, D] to projections [B, P].
         views: images to two augmented batches of the same shape.
         temperature: of NT-Xent.
+        normalize: compare directions; otherwise dot products.
+        view_noise: share of the pairs whose second view shows another image.
         optimization: optimizer and schedule.
 
     Raises:
@@ -46,6 +48,8 @@ class SimCLR(pl.LightningModule):
         views: nn.Module,
         *,
         temperature: float = 0.5,
+        normalize: bool = True,
+        view_noise: float = 0.0,
         optimization: Optimization = Optimization(),  # noqa: B008  # frozen
     ):
         super().__init__()
@@ -53,7 +57,8 @@ class SimCLR(pl.LightningModule):
         self.encoder = encoder
         self.head = head
         self.views = views
-        self.loss = NTXentLoss(temperature=temperature, return_metrics=True)
+        self.loss = NTXentLoss(temperature, normalize=normalize, return_metrics=True)
+        self.view_noise = view_noise
         self.optimization = optimization
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -61,7 +66,11 @@ class SimCLR(pl.LightningModule):
         return self.head(self.encoder(images))
 
     def training_step(self, images: torch.Tensor, batch_index: int) -> torch.Tensor:
-        first, second = self(torch.cat(self.views(images))).chunk(2)
+        first, second = self.views(images)
+        if self.view_noise:
+            wrong = torch.rand(len(images), 1, 1, 1, device=second.device) < self.view_noise
+            second = torch.where(wrong, second.roll(1, 0), second)
+        first, second = self(torch.cat([first, second])).chunk(2)
         loss, metrics = self.loss(first, second)
         log_batch(self, len(images), loss, metrics)
         return loss
@@ -79,6 +88,8 @@ def experiment(options: SimCLROptions, seed: int) -> Experiment:
         head,
         images.views(options, splits),
         temperature=options.temperature,
+        normalize=options.normalize,
+        view_noise=options.view_noise,
         optimization=options,
     )
     candidates = 2 * options.batch_size - 1

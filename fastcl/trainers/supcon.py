@@ -84,7 +84,8 @@ def experiment(options: SupConOptions, seed: int) -> Experiment:
         form=options.form,
         optimization=options,
     )
-    data = (splits.train.images, splits.train.labels)
+    labels = with_noise(splits.train.labels, options.label_noise, len(splits.classes), seed)
+    data = (splits.train.images, labels)
     return images.image_experiment(
         module,
         options,
@@ -93,3 +94,13 @@ def experiment(options: SupConOptions, seed: int) -> Experiment:
         batches=EpochShuffledBatches(data, options.batch_size, seed),
         data=f"{splits.name}, with labels",
     )
+
+
+def with_noise(labels: torch.Tensor, share: float, classes: int, seed: int) -> torch.Tensor:
+    """A copy of ``labels`` [N] in which a share is replaced by another class, drawn evenly."""
+    generator = torch.Generator().manual_seed(seed)
+    wrong = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    shift = torch.randint(1, max(2, classes), (len(wrong),), generator=generator)
+    noisy = labels.clone()
+    noisy[wrong] = (labels[wrong] + shift) % classes
+    return noisy

@@ -126,7 +126,8 @@ def _short(name: str) -> str:
         return name
     text = subprocess.run([tool, name], capture_output=True, text=True).stdout.strip()
     text = text.replace("fastcl::cuda::", "").replace("(anonymous namespace)::", "")
-    return re.sub(r"^void ", "", text).split("(")[0]
+    text = re.sub(r"\((?:[^()]|\([^()]*\))*\)$", "", text)  # its parameters
+    return text.removeprefix("void ")
 
 
 def main() -> int:
@@ -151,7 +152,10 @@ def main() -> int:
 
         def dump(*options: str, path=path) -> str:
             command = [tool, *options, str(path)]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            run = subprocess.run(command, capture_output=True, text=True)
+            if run.returncode:  # it wants nvdisasm beside it, for one
+                raise SystemExit(f"lint-cuda: cuobjdump {' '.join(options)}: {run.stderr.strip()}")
+            return run.stdout
 
         log = Path(f"{path}.ptxas").read_text()
         kernels, breaches = judge(source, nvcc.archs_of(source), log, dump)

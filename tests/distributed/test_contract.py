@@ -84,6 +84,12 @@ def cases():
             options=fixed,
             batches=FIRST_SMALL,
         )
+        found[f"sim_cse {mode} hard"] = Case(
+            fastcl.SimCSELoss(hard_negative_weight=0.5, return_metrics=True, **learnable),
+            shared,
+            batches=FIRST_SMALL,
+        )
+        found[f"cmc {mode}"] = Case(fastcl.InBatchCMCLoss(**learnable), shared)
         found |= memory_cases(mode, learnable)
     return found
 

@@ -36,6 +36,8 @@ class ImageOptions(TrainOptions):
         image_size: height and width to which the images of a folder are brought.
         recipe: augmentations that make the views: digits, or for colour simclr, moco_v1, moco_v2,
             or plain for either.
+        without: augmentations of the recipe that are left out, by kornia's names with commas
+            between them.
         encoder: small_cnn, mnist_cnn (183,296 parameters), resnet18, resnet34 or resnet50.
         stem: of a ResNet: cifar (images of about 32 x 32) or imagenet.
         width: channels of small_cnn's first convolution.
@@ -59,6 +61,7 @@ class ImageOptions(TrainOptions):
     data_root: str = "data"
     image_size: int = 64
     recipe: str = "digits"
+    without: str = ""
     encoder: str = "small_cnn"
     stem: str = "cifar"
     width: int = 16
@@ -99,13 +102,18 @@ class SimCLROptions(ImageOptions):
 
     Args:
         temperature: divisor of the cosine similarities in NT-Xent.
+        normalize: compare directions; otherwise dot products of the projections as they are.
+        view_noise: share of the pairs whose second view shows another image.
     """
 
     temperature: float = 0.5
+    normalize: bool = True
+    view_noise: float = 0.0
 
     def check(self) -> None:
         super().check()
         check_positive("temperature", self.temperature)
+        check_fraction("view_noise", self.view_noise)
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,8 @@ class MoCoOptions(ImageOptions):
         symmetric: let each view be query once and key once.
     """
 
-    temperature: float = 0.2
+    learning_rate: float = 3e-3
+    temperature: float = 0.1
     queue_size: int = 1024
     momentum: float = 0.99
     bn_splits: int = 4
@@ -161,11 +170,11 @@ class InstDiscOptions(ImageOptions):
         negatives: how many the sampled forms draw for each sample.
     """
 
-    temperature: float = 0.1
+    temperature: float = 0.5
     bank_momentum: float = 0.5
     form: str = "softmax"
     negatives: int = 512
-    head: str = "linear"
+    batch_size: int = 128
 
     def check(self) -> None:
         super().check()
@@ -182,15 +191,91 @@ class SupConOptions(ImageOptions):
     Args:
         temperature: divisor of the cosine similarities.
         form: out (the mean over positives outside the logarithm) or in.
+        label_noise: share of the training images that carry another class's label.
     """
 
     temperature: float = 0.1
     form: str = "out"
+    label_noise: float = 0.0
 
     def check(self) -> None:
         super().check()
+        check_fraction("label_noise", self.label_noise)
         check_positive("temperature", self.temperature)
         check_choice("form", self.form, ("out", "in"))
+
+
+@dataclass(frozen=True)
+class RotationOptions(ImageOptions):
+    """Rotation pretext (Gidaris et al. 2018); it has no head and compares no views."""
+
+
+@dataclass(frozen=True)
+class JigsawOptions(ImageOptions):
+    """Jigsaw pretext (Noroozi and Favaro 2016); it has no head and compares no views.
+
+    Args:
+        side: to which images are resized before they are cut (255 in the paper).
+        grid: tiles per side.
+        tile: side of a tile, smaller than a cell, so that edges do not continue (64 in the paper).
+        permutations: classes, chosen far apart (1000 in the paper).
+    """
+
+    side: int = 30
+    grid: int = 3
+    tile: int = 8
+    permutations: int = 64
+    hidden_features: int = 256
+
+    def check(self) -> None:
+        super().check()
+        check_at_least("grid", self.grid, 2)
+        check_at_least("tile", self.tile, 8)
+        check_at_least("side", self.side, self.grid * self.tile)
+        check_at_least("permutations", self.permutations, 2)
+
+
+@dataclass(frozen=True)
+class CMCOptions(InstDiscOptions):
+    """Contrastive multiview coding (Tian et al. 2020); options of the bank as for instdisc.
+
+    Args:
+        split: what makes views of an image: halves (upper and lower), edges (image and Sobel
+            edges) or, for colour, lab (luminance and colour).
+    """
+
+    split: str = "edges"
+
+    def check(self) -> None:
+        super().check()
+        check_choice("split", self.split, ("edges", "halves", "lab"))
+
+
+@dataclass(frozen=True)
+class DomainOptions(SimCLROptions):
+    """Domain adaptation by contrastive pretraining (Shen et al. 2022).
+
+    Args:
+        shift: how images of the target domain differ from those of the source: noisy, inverted
+            or textured (blended with a smooth random background, as MNIST-M is with photographs).
+            Only where augmentations can carry an image from one domain towards the other is there
+            something to gain: on digits noisy gains, textured loses.
+        pretrain_on: both domains, or one of them, to see what the other is worth.
+        finetune_epochs: passes over the labelled source images.
+        finetune_learning_rate: of their supervised training, by AdamW.
+    """
+
+    shift: str = "noisy"
+    pretrain_on: str = "both"
+    finetune_epochs: int = 20
+    finetune_learning_rate: float = 3e-3
+
+    def check(self) -> None:
+        super().check()
+        check_choice("shift", self.shift, ("inverted", "noisy", "textured"))
+        check_choice("pretrain_on", self.pretrain_on, ("both", "source", "target"))
+        check_at_least("finetune_epochs", self.finetune_epochs, 1)
+        check_positive("finetune_learning_rate", self.finetune_learning_rate)
 
 
 METHODS = (
@@ -232,6 +317,38 @@ METHODS = (
         summary="images of one label attract each other; trains on the labels",
         options=SupConOptions,
         module="fastcl.trainers.supcon",
+        fast={"epochs": 40, "warmup_epochs": 4},
+    ),
+    Method(
+        name="cmc",
+        title="CMC",
+        summary="an encoder per view (colour, edges, halves); each finds the other's features",
+        options=CMCOptions,
+        module="fastcl.trainers.cmc",
+        fast={"epochs": 40, "warmup_epochs": 4},
+    ),
+    Method(
+        name="rotation",
+        title="Rotation",
+        summary="which of four ways up is the image?",
+        options=RotationOptions,
+        module="fastcl.trainers.rotation",
+        fast={"epochs": 30, "warmup_epochs": 3},
+    ),
+    Method(
+        name="jigsaw",
+        title="Jigsaw",
+        summary="in which order were the tiles of the image shuffled?",
+        options=JigsawOptions,
+        module="fastcl.trainers.jigsaw",
+        fast={"epochs": 15, "warmup_epochs": 2},
+    ),
+    Method(
+        name="domain",
+        title="Domain adaptation",
+        summary="contrast images of two domains, learn the labels of one, score in the other",
+        options=DomainOptions,
+        module="fastcl.trainers.domain",
         fast={"epochs": 40, "warmup_epochs": 4},
     ),
 )

@@ -80,7 +80,7 @@ def run(
         highlight=False,
     )
     results, pictures = {}, []
-    with _threads(options.threads):
+    with threads(options.threads):
         for seed in seeds:
             experiment = first if seed == seeds[0] else _experiment(method, options, seed)
             results[seed] = _run_seed(
@@ -158,7 +158,8 @@ def _is_main_process() -> bool:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """So many threads of the processor within."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
