@@ -27,9 +27,9 @@ METHODS_WITH_ENCODER = (
 class ClassifierOptions(Optimization):
     """Supervised training on labelled images: the same for all that are compared.
 
-    On the digits with 10 labels per class the order of the frozen and the fine-tuned encoder depends
-    on the budget: fine-tuning is ahead at 12 epochs, where training from scratch has nearly stopped
-    to improve, and the frozen encoder from about 25 epochs on.
+    On the digits with 10 labels per class the order of the frozen and the fine-tuned encoder
+    depends on the budget: fine-tuning is ahead at 12 epochs, where training from scratch has nearly
+    stopped to improve, and the frozen encoder from about 25 epochs on.
 
     Args:
         epochs: passes over the labelled images.
