@@ -206,14 +206,17 @@ inline void run_blocks(std::vector<Block>& blocks, int threads) {
   machine.threads = (int)fibers.size();
   std::vector<Thread*> alive;
   for (auto& fiber : fibers) alive.push_back(fiber.get());
+  bool stuck = false;  // the round before changed nothing
   while (!alive.empty()) {
     machine.progress = false;
     for (Block& block : blocks)
       for (Warp& warp : block.warps) {
-        if (warp.asleep)
-          --warp.asleep, machine.progress = true;
-        else if (random() % 128 == 0)  // the others may all be waiting for it: that is no deadlock
-          warp.asleep = random() % 64, machine.progress = true;
+        if (stuck)  // perhaps the others wait for those asleep
+          warp.asleep = 0;
+        else if (warp.asleep)
+          --warp.asleep;
+        else if (random() % 128 == 0)
+          warp.asleep = random() % 64;
       }
     std::vector<Thread*> ready;
     for (Thread* thread : alive) {
@@ -232,7 +235,8 @@ inline void run_blocks(std::vector<Block>& blocks, int threads) {
     for (Block& block : blocks)
       if (block.extension) machine.progress |= block.extension->work();
     std::erase_if(alive, [](Thread* thread) { return thread->done; });
-    if (!machine.progress && !alive.empty()) fail("deadlock: every thread waits");
+    if (!machine.progress && !alive.empty() && stuck) fail("deadlock: every thread waits");
+    stuck = !machine.progress;
   }
 }
 

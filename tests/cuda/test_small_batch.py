@@ -1,6 +1,7 @@
 """The whole loss in one launch, on the emulated machine, as a backend like any other."""
 
 import ctypes
+import itertools
 
 import pytest
 import torch
@@ -200,7 +201,7 @@ def test_what_is_not_wanted(kernel, machine, form):
     a, b = pair(70, 32)
     scale = torch.tensor(4.0)
     truth = exact(a, b, scale, form)
-    for needs in ([False] * 3, [True, False, False], [False, True, False], [False, False, True]):
+    for needs in itertools.product([False, True], repeat=3):
         results = kernel.pair_softmax(a, b, scale, form, True, 1e-12, needs, F32)
         assert worst(results, truth) < 1e-5
 
