@@ -97,7 +97,7 @@ CASES = (
     (300, 700, 128, torch.float16, 0.07, [], False, 5, "rows only; blocks shared by workers"),
     (140, 200, 256, torch.bfloat16, 0.1, [0], True, 2, "D of four panels"),
     (65, 130, 200, torch.float16, 0.1, [5], True, 1, "D that ends within a panel; one worker"),
-    (530, 300, 256, torch.bfloat16, 0.1, [0], True, 1, "a single own buffer, filled three times"),
+    (530, 380, 256, torch.bfloat16, 0.1, [0], True, 1, "a single own buffer, filled three times"),
     (520, 40, 72, torch.float16, 0.5, [3, -2], True, 2, "few other rows; two offsets"),
     (
         1040,
