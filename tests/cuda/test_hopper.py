@@ -214,7 +214,7 @@ def test_weights_use_their_range(dtype, emulated):
         ({"other": Rows(16, 4, 20)}, b"multiple of 16 bytes"),
         ({"other": Rows(16, 0, 16)}, b"must number 1 to 2^24"),
     ],
-    ids=str,
+    ids=["odd width", "wide", "type", "skips", "own stride", "other stride", "no rows"],
 )
 def test_refusals(change, reason, emulated):
     """A launcher says why it does not serve a problem, before it touches the device."""
