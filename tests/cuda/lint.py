@@ -4,9 +4,9 @@
 
 fails on spilled registers, on tensor-core instructions that the assembler had to serialise, on any
 other warning, on an object that lacks one of its architectures, on shared memory of fixed size, and
-on a kernel of a NAME_sm90a.cu that multiplies without the warp group's instruction or is launched
-with other registers than its warp groups hand around. Needs nvcc and cuobjdump, no GPU; without them
-it says so and judges nothing.
+on a kernel of a NAME_sm90a.cu that multiplies without the warp group's instruction or starts with
+other registers than its warp groups hand around. Needs nvcc and cuobjdump,
+no GPU; without them it says so and judges nothing.
 """
 
 from __future__ import annotations
