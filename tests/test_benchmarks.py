@@ -20,7 +20,10 @@ def modules(root, monkeypatch):
     return cases, contestants, measure
 
 
-TASKS = ["ntxent-64x32-fp32", "supcon-64x32-fp32", "clip-64x32-fp32", "queue-16x256x32-fp32"]
+TASKS = [
+    *(f"{task}-64x32-fp32" for task in ("ntxent", "dcl", "supcon", "clip", "siglip")),
+    "queue-16x256x32-fp32",
+]
 
 
 def _case(cases, name):
@@ -47,6 +50,8 @@ def test_entry_point(root, tmp_path):
             assert 0 < timed["p10_ms"] <= timed["median_ms"] <= timed["p90_ms"]
             assert timed["rounds"] == 2
         assert 0 <= record["memory_mb"] < 50
+    for picture in ("picture.png", "crossover.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
     assert case["ceiling"]["best"] > 0
     assert case["tuned_ceiling"]["best"] > 0
     assert str(root) not in json.dumps(results)
