@@ -11,8 +11,8 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 TRITON_TESTS := tests/kernels tests/ops/test_backends.py \
 	-k "triton and not (test_shapes or test_rules or test_data or test_several)"
 
-.PHONY: demo test test-methods test-triton-full test-hostile test-mining-full docs dev lint \
-	lint-kernels lint-cuda bench gpu wheel test-wheel clean
+.PHONY: demo test test-methods test-peers test-triton-full test-hostile test-mining-full docs \
+	dev lint lint-kernels lint-cuda bench gpu wheel test-wheel clean
 
 demo: $(VENV)/.ready  ## train SimCLR on handwritten digits, three seeds, with table and pictures
 	$(BIN)/fastcl train simclr --seeds 0 1 2 --out $(or $(OUT),runs/demo) --overwrite
@@ -48,6 +48,23 @@ test-hostile: $(VENV)/.ready  ## thousands of drawn problems, new ones every tim
 docs: $(VENV)/.ready  ## build/site: guides and the reference from docstrings, links checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
+# A CUDA build of torch, because torchvision's imports with no other; "===" leaves local builds such
+# as +cpu aside. fastcl is linked in, so that the checkout's folder `kernels` stays off the path.
+PEERS_VENV := build/peers
+$(PEERS_VENV)/.ready:
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install -q --disable-pip-version-check "torch===2.13.0" torchvision
+	$(PEERS_VENV)/bin/pip install -q --disable-pip-version-check lightly pytorch-metric-learning \
+		open_clip_torch "sentence-transformers[train]>=6.2" info-nce-pytorch lightning pytest \
+		pytest-mock
+	ln -sfn $(CURDIR)/fastcl $$($(PEERS_VENV)/bin/python -c \
+		"import site; print(site.getsitepackages()[0])")/fastcl
+	touch $@
+
+test-peers: $(PEERS_VENV)/.ready  ## beside the installed libraries (5 GB); their own tests from PEERS=folder of checkouts
+	FASTCL_PEERS=$(abspath $(or $(PEERS),build/checkouts)) HF_HUB_OFFLINE=1 \
+		$(PEERS_VENV)/bin/pytest tests/peers
+
 lint: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,8 +78,10 @@ gpu:  ## correctness and speed on this machine's CUDA GPU, with the torch and Tr
 
 dev: $(VENV)/.ready  ## the environment only
 
-wheel: $(VENV)/.ready  ## dist/*.whl with both native modules; needs nvcc, but no GPU
+wheel: $(VENV)/.ready  ## dist/*.whl with both native modules, and an sdist; needs nvcc, no GPU
+	rm -rf dist
 	FASTCL_BUILD_CPU=1 FASTCL_BUILD_CUDA=1 $(BIN)/pip wheel --no-build-isolation --no-deps -q -w dist .
+	FASTCL_BUILD_CPU=0 FASTCL_BUILD_CUDA=0 $(BIN)/python setup.py -q sdist
 
 build/wheel-tools: $(VENV)/.ready
 	$(BIN)/pip install -q --disable-pip-version-check --target $@ abi3audit nvidia-cuda-cuobjdump \
@@ -71,7 +90,7 @@ build/wheel-tools: $(VENV)/.ready
 # the newest of these brings CUDA libraries of 5 GB with it
 WHEEL_TORCH ?= torch==2.13.0 torch==2.14.1
 test-wheel: wheel build/wheel-tools  ## install the wheel beside several torches, in fresh places
-	PYTHONPATH=build/wheel-tools $(BIN)/python tests/wheel.py $$(ls -t dist/*.whl | head -1) \
+	PYTHONPATH=build/wheel-tools $(BIN)/python tests/wheel.py dist/*.whl --sdist dist/*.tar.gz \
 		--torch $(WHEEL_TORCH) --python $$(command -v $(PYTHON))
 
 # torch comes first and alone, so that nothing later pulls a CUDA build of it

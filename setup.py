@@ -125,11 +125,13 @@ def build_ext_command():
 
 
 class BuildPy(build_py):
-    """Also record what was not built, and keep modules of an earlier build out of this one."""
+    """Also record what was not built, and keep files of an earlier build out of this one."""
 
     def run(self):
-        super().run()
         package = ROOT / "fastcl" if self.editable_mode else Path(self.build_lib) / "fastcl"
+        if not self.editable_mode:
+            shutil.rmtree(package, ignore_errors=True)
+        super().run()
         package.mkdir(parents=True, exist_ok=True)
         for stale in package.glob("*.abi3.so"):
             stale.unlink()

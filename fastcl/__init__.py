@@ -8,6 +8,7 @@ are in :mod:`fastcl.ops`. Importing this needs torch alone.
 """
 
 from . import _checkout, functional, mining, ops
+from .compat import patch, unpatch
 from .gradcache import GradCache
 from .losses import (
     BlockContrastiveLoss,
@@ -97,7 +98,9 @@ __all__ = [
     "functional",
     "mining",
     "ops",
+    "patch",
     "set_workspace",
+    "unpatch",
     "update_momentum",
     "use_backend",
 ]

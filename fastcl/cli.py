@@ -9,6 +9,7 @@ import sys
 import torch
 
 from . import __version__, backends
+from .compat import PEERS
 from .ops.registry import OPS
 
 
@@ -43,9 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fastcl", description="Contrastive losses for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="versions, backends, and why one is missing")
-    commands.add_parser(
+    checking = commands.add_parser(
         "check", help="compare every backend with the float64 reference on this machine"
     )
+    checking.add_argument(
+        "--against", choices=sorted(PEERS), metavar="PEER",
+        help=f"compare fastcl.compat with the installed library instead: {', '.join(PEERS)}",
+    )  # fmt: skip
     commands.add_parser(
         "bench", help="time, memory and error beside what you use now, on this machine",
         add_help=False,
@@ -69,6 +74,10 @@ def main(argv: list[str] | None = None) -> int:
         return bench(rest, prog="fastcl bench")
     if rest:
         parser.error(f"unexpected arguments: {' '.join(rest)}")
+    if arguments.command == "check" and arguments.against:
+        from .compat.against import main as against
+
+        return against(arguments.against)
     if arguments.command == "check":
         from .check import main as check
 

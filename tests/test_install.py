@@ -59,6 +59,9 @@ def build(source, **environment):
 
 
 def test_pure_wheel_outside_the_checkout(source, tmp_path):
+    earlier = source / "build/lib/fastcl"
+    earlier.mkdir(parents=True)
+    (earlier / "removed_since.py").touch()
     result = build(source, FASTCL_BUILD_CPU="0")
     assert result.returncode == 0, result.stderr
     (wheel,) = (source / "dist").glob("*.whl")
@@ -69,6 +72,7 @@ def test_pure_wheel_outside_the_checkout(source, tmp_path):
     assert "fastcl/kernels/__init__.py" in names
     assert "fastcl/benchmarks/gpu/__main__.py" in names
     assert not any("results" in name for name in names)
+    assert "fastcl/removed_since.py" not in names
 
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -1,11 +1,11 @@
 """One wheel for every torch: what is in it, and its tests in fresh environments.
 
-    python tests/wheel.py dist/fastcl-*.whl --torch torch==2.13.0 torch==2.14.1
+    python tests/wheel.py dist/*.whl --sdist dist/*.tar.gz --torch torch==2.13.0
 
 The wheel is looked at first: its tag, its contents, what its modules need from the machine, the
-GPUs they hold code for. Then it is installed beside each torch, outside the checkout, says what it
-can do there, and passes the tests that need no GPU. Environments are kept under ``build/wheel`` and
-used again.
+GPUs they hold code for; a source distribution must build the same again. Then it is installed
+beside each torch, outside the checkout, says what it can do there, and passes the tests that need
+no GPU. Environments are kept under ``build/wheel`` and used again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ TESTS = (
     "cpu/test_determinism.py", "cpu/test_gradients.py", "cpu/test_layout.py",
     "memory/test_errors.py",
 )  # fmt: skip
+# the tools' own packages must not pass for installed ones
+CLEAN = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+CLEAN["OMP_NUM_THREADS"] = "1"
 # versions of libc, libm and the C++ runtime, or C functions that torch promises to keep
 STABLE = re.compile(
     r"@(GLIBC|GLIBCXX|CXXABI|GCC)_|^(aoti_torch|torch)_\w+$"
@@ -100,24 +103,39 @@ def check_contents(wheel: Path, python: str) -> list[str]:
     return wrong
 
 
+def check_sdist(sdist: Path, wheel: Path) -> list[str]:
+    """What a wheel built from ``sdist`` lacks beside ``wheel``, compiled modules apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps"]
+        command += ["--disable-pip-version-check", "-w", folder, str(sdist)]
+        leave_out = {"FASTCL_BUILD_CPU": "0", "FASTCL_BUILD_CUDA": "0"}
+        if subprocess.run(command, env=CLEAN | leave_out).returncode:
+            return [f"{sdist.name} does not build"]
+        (again,) = Path(folder).glob("*.whl")
+        found, wanted = (
+            {name for name in zipfile.ZipFile(path).namelist() if ".dist-info" not in name}
+            for path in (again, wheel)
+        )
+    lost = sorted(name for name in wanted - found if not name.endswith(".so"))
+    return [f"{sdist.name} lacks {', '.join(lost)}"] if lost else []
+
+
 def check_environment(wheel: Path, torch: str, python: str) -> list[str]:
     """What goes wrong with ``wheel`` beside ``torch``."""
     environment = _environment(torch, python)
     own = environment / "bin/python"
     command = [own, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", wheel]
-    subprocess.run(command, check=True)
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    clean |= {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=CLEAN)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "tests", Path(folder, "tests"))
         where = subprocess.run(
-            [own, "-c", "import fastcl; print(fastcl.__file__)"], cwd=folder, env=clean,
+            [own, "-c", "import fastcl; print(fastcl.__file__)"], cwd=folder, env=CLEAN,
             capture_output=True, text=True,
         )  # fmt: skip
         if where.returncode or not where.stdout.startswith(str(environment)):
-            return [f"{torch}: import gives {where.stdout}{where.stderr}"]
+            return [f"{torch}: import gives {where.stdout}{where.stderr[-2000:]}"]
         info = subprocess.run(
-            [environment / "bin/fastcl", "info"], cwd=folder, env=clean, capture_output=True,
+            [environment / "bin/fastcl", "info"], cwd=folder, env=CLEAN, capture_output=True,
             text=True,
         )  # fmt: skip
         print(info.stdout + info.stderr)
@@ -136,7 +154,7 @@ def check_environment(wheel: Path, torch: str, python: str) -> list[str]:
         tests = subprocess.run(
             [environment / "bin/pytest", *(f"tests/{test}" for test in TESTS)],
             cwd=folder,
-            env=clean,
+            env=CLEAN,
         )
         return wrong + ([f"{torch}: tests fail"] if tests.returncode else [])
 
@@ -150,11 +168,11 @@ def _environment(torch: str, python: str) -> Path:
     if not (place / ".ready").exists():
         print(f"making {place.relative_to(ROOT)}", flush=True)
         shutil.rmtree(place, ignore_errors=True)
-        subprocess.run([python, "-m", "venv", place], check=True)
+        subprocess.run([python, "-m", "venv", place], check=True, env=CLEAN)
         install = [place / "bin/python", "-m", "pip", "install", "-q", "--no-cache-dir"]
         install += ["--disable-pip-version-check"]
-        subprocess.run([*install, torch], check=True)
-        subprocess.run([*install, "pytest>=8", "numpy>=1.26"], check=True)
+        subprocess.run([*install, torch], check=True, env=CLEAN)
+        subprocess.run([*install, "pytest>=8", "numpy>=1.26"], check=True, env=CLEAN)
         (place / ".ready").touch()
     return place
 
@@ -162,11 +180,14 @@ def _environment(torch: str, python: str) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path)
+    parser.add_argument("--sdist", type=Path, help="of the same sources")
     parser.add_argument("--torch", nargs="*", default=[], help="requirements, one per environment")
     parser.add_argument("--python", default=sys.executable, help="of the environments")
     options = parser.parse_args()
     wheel = options.wheel.resolve()
     wrong = check_contents(wheel, sys.executable)
+    if options.sdist:
+        wrong += check_sdist(options.sdist.resolve(), wheel)
     for torch in options.torch:
         print(f"\n== {wheel.name} beside {torch}", flush=True)
         try:

@@ -50,6 +50,10 @@ FASTCL_DEVICE float exp2_fast(float x) {
   return y;
 }
 
+// The same bits.
+FASTCL_DEVICE float as_float(u32 x) { return __uint_as_float(x); }
+FASTCL_DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
+
 // Conversions round to nearest even; a packed pair has `low` in the lower half.
 FASTCL_DEVICE u32 pack(bf16, float low, float high) {
   u32 y;

@@ -56,7 +56,7 @@ class EpochShuffledBatches:
 
     def __iter__(self) -> Iterator[torch.Tensor | tuple[torch.Tensor, ...]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        rank, ranks = _rank_of_ranks()
+        rank, ranks = rank_of_ranks()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             chosen = torch.from_numpy(order[start : start + self.batch_size][rank::ranks])
             if isinstance(self.data, tuple):
@@ -65,7 +65,8 @@ class EpochShuffledBatches:
                 yield self.data[chosen]
 
 
-def _rank_of_ranks() -> tuple[int, int]:
+def rank_of_ranks() -> tuple[int, int]:
+    """This process's rank and how many there are; (0, 1) outside a process group."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()

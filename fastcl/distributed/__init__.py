@@ -141,12 +141,34 @@ def group_of(process_group: dist.ProcessGroup | None) -> Group | None:
     return Group(process_group)
 
 
-def copy_within(group: dist.ProcessGroup | None, module: Any, memo: dict) -> Any:
-    """A deep copy of ``module`` in the same process group, which itself cannot be copied."""
-    memo[id(group)] = group
-    twin = memo[id(module)] = module.__new__(type(module))
-    twin.__dict__ = copy.deepcopy(module.__dict__, memo)
-    return twin
+class KeepsGroup:
+    """A module with a process group, which copies share and which cannot be pickled."""
+
+    group_name = "process_group"  # the attribute that holds it
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        group = getattr(self, self.group_name)
+        memo[id(group)] = group
+        twin = memo[id(self)] = self.__new__(type(self))
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
+
+    def __copy__(self) -> Any:
+        twin = self.__new__(type(self))
+        twin.__dict__ = dict(self.__dict__)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """
+        Raises:
+            TypeError: the module has a group of its own.
+        """
+        if getattr(self, self.group_name) is not None:
+            raise TypeError(
+                f"{type(self).__name__} cannot be pickled with its {self.group_name}, which is "
+                "this process's own; expected None, which is the default group, or its state_dict()"
+            )
+        return self.__dict__
 
 
 def rows_of(

@@ -1,4 +1,4 @@
-"""How good is a representation: kNN, linear probe, figures. Needs the extra ``train``."""
+"""How good is a representation: kNN, probe, retrieval, figures. Needs the extra ``train``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,32 @@ from typing import TYPE_CHECKING
 from fastcl.data.extras import require
 from fastcl.evaluation.features import calibrate_batch_norm, extract_features
 from fastcl.evaluation.knn import knn_accuracy, knn_predict
+from fastcl.evaluation.mean_classifier import mean_classifier_accuracy
+from fastcl.evaluation.ranking import hits_at, mean_reciprocal_rank, ranks_by_distance
+from fastcl.evaluation.retrieval import (
+    alignment,
+    retrieval_scores,
+    uniformity,
+    verification_auc,
+)
 
 if TYPE_CHECKING:
     from fastcl.evaluation.probe import linear_probe
 
 __all__ = [
+    "alignment",
     "calibrate_batch_norm",
     "extract_features",
+    "hits_at",
     "knn_accuracy",
     "knn_predict",
     "linear_probe",
+    "mean_reciprocal_rank",
+    "ranks_by_distance",
+    "mean_classifier_accuracy",
+    "retrieval_scores",
+    "uniformity",
+    "verification_auc",
 ]
 
 

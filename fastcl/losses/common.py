@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..distributed import ALONE, MODES, Ranks, copy_within
+from ..distributed import ALONE, MODES, KeepsGroup, Ranks
 from ..ops import LogSumExp, Pairs, fuses_pairs, l2_normalize, l2_normalize_pair, pair_softmax
 from ..ops.checks import check_features, check_same_shape, precision_of
 from ..ops.pairs import describe
@@ -242,7 +242,7 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-class TemperatureLoss(nn.Module):
+class TemperatureLoss(KeepsGroup, nn.Module):
     """A loss with a temperature, fixed or learnable, and a reduction.
 
     ``distributed`` and ``process_group``: see :mod:`fastcl.distributed`.
@@ -314,9 +314,6 @@ class TemperatureLoss(nn.Module):
         if self.shares_ranks:
             options |= {"distributed": self.distributed, "process_group": self.process_group}
         return options
-
-    def __deepcopy__(self, memo):
-        return copy_within(self.process_group, self, memo)
 
     def extra_repr(self) -> str:
         value = math.exp(-self.logit_scale.detach()) if self.learnable else self._temperature

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed import copy_within
+from ..distributed import KeepsGroup
 from ..ops.checks import check_features
 from ..ops.pairs import describe
 from ..ops.registry import FLOATS
 
 
-class Store(nn.Module):
+class Store(KeepsGroup, nn.Module):
     """A module whose tensors follow ``.to()`` and ``state_dict`` but are no buffers.
 
     DDP broadcasts rank 0's buffers before every forward pass, which would cost a queue's bytes
@@ -21,11 +21,9 @@ class Store(nn.Module):
     """
 
     group: Any = None  # of processes; None for the default one
+    group_name = "group"
     stored: tuple[str, ...] = ()  # attributes that hold the tensors
     fixed: tuple[str, ...] = ()  # those of them that keep their dtype
-
-    def __deepcopy__(self, memo):
-        return copy_within(self.group, self, memo)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from . import native
 from .registry import Backend, Call
+from .small_batch import fuses
+from .small_batch import pair_softmax as pair_softmax
 
 # The speed rule. A kernel serves a call by itself only on GPUs on which it was measured: correct,
 # and at least 10 % faster than Triton in every case of the file named here, which
@@ -22,6 +24,7 @@ from .registry import Backend, Call
 #
 #     operator: {compute capability: file}
 MEASURED: dict[str, dict[tuple[int, int], str]] = {
+    "pair_softmax": {},  # not measured yet
     "enqueue": {},  # not measured yet
 }
 
@@ -104,4 +107,5 @@ BACKEND = Backend(
     partial=True,
     withheld=_withheld,
     keeps_exponentials=lambda *_: False,
+    fuses=fuses,
 )

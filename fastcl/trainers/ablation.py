@@ -19,7 +19,7 @@ from fastcl.trainers.folder import RESULTS, write_atomically
 from fastcl.trainers.methods import METHODS
 from fastcl.trainers.methods.studies import STUDIES, Study, Variant
 from fastcl.trainers.options import check_choice
-from fastcl.trainers.report import Report, mean_and_sd, versions
+from fastcl.trainers.report import Report, mean_and_sd, score_cell, versions
 from fastcl.trainers.runner import run
 
 TABLE, PICTURE = "table.csv", "picture.png"
@@ -132,10 +132,5 @@ def _table(
     for setting in settings:
         table.add_column(setting, justify="right")
     for line, points in lines.items():
-        cells = []
-        for setting in settings:
-            entry = points.get(setting)
-            text = "" if entry is None else f"{100 * entry['mean']:.1f}"
-            cells.append(text if seeds == 1 or not text else f"{text} ± {100 * entry['sd']:.1f}")
-        table.add_row(line, *cells)
+        table.add_row(line, *(score_cell(points.get(setting), seeds) for setting in settings))
     return table

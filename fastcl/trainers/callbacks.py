@@ -68,7 +68,7 @@ class KNNMonitor(pl.Callback):
                 self.bank.labels.to(module.device),
                 k=self.k,
             )
-        module.log("knn_accuracy", accuracy)
+        module.log("knn_accuracy", accuracy, sync_dist=trainer.world_size > 1)
 
 
 class EpochSeed(pl.Callback):

@@ -94,9 +94,10 @@ def fit(
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keep Lightning's start-up notices (which devices it found, tips) out of the console."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             # Resuming writes beside earlier checkpoints on purpose, and the folder may have moved.
@@ -112,4 +113,5 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

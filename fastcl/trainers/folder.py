@@ -80,7 +80,8 @@ class RunFolder:
                 with TemporaryFile(dir=checkpoints):
                     pass  # only the attempt tells whether the folder can be written
                 if overwrite:
-                    for stale in (*checkpoints.glob("*.ckpt"), self.of_seed(seed) / LOG):
+                    logs = (self.of_seed(seed) / TENSORBOARD).glob("events.*")
+                    for stale in (*checkpoints.glob("*.ckpt"), self.of_seed(seed) / LOG, *logs):
                         stale.unlink(missing_ok=True)
             if overwrite:
                 for name in (*self._pictures(), RESULTS):

@@ -152,12 +152,13 @@ def _table(report: Report) -> Table:
     for metric in metrics:
         table.add_column(metric, justify="right")
     for name, label in _labels(report).items():
-        cells = [_cell(summary[name].get(metric), seeds) for metric in metrics]
+        cells = [score_cell(summary[name].get(metric), seeds) for metric in metrics]
         table.add_row(label, *cells, style="bold" if name == "trained" else None)
     return table
 
 
-def _cell(entry: dict[str, float] | None, seeds: int) -> str:
+def score_cell(entry: dict[str, float] | None, seeds: int) -> str:
+    """A mean in %, with its spread where there are several seeds; empty for none."""
     if entry is None or math.isnan(entry["mean"]):
         return ""
     mean = f"{100 * entry['mean']:.1f}"

@@ -118,12 +118,8 @@ def run_transfer(
                     encoder = fresh if mode == "scratch" else pretrained
                     name = f"seed-{seed}-{amount.slug}-{mode}"
                     if not done.has(name):
-                        done.put(
-                            name,
-                            *train_classifier(
-                                encoder, mode, labelled, splits, options, classifier, seed
-                            ),
-                        )
+                        made = _train(encoder, mode, labelled, splits, options, classifier, seed)
+                        done.put(name, *made)
                     results[amount.text][mode][seed] = done.get(name)
                     progress.advance(task)
             if seed == seeds[0]:
@@ -229,6 +225,13 @@ class Scored(pl.Callback):
         labels = self.split.labels.to(logits.device)
         module.log("test_loss", F.cross_entropy(logits, labels))
         module.log("test_accuracy", (logits.argmax(1) == labels).float().mean())
+
+
+def _train(*arguments: Any) -> tuple[Trained, torch.Tensor]:
+    try:
+        return train_classifier(*arguments)
+    except RunError as error:  # its checkpoint is of no use: classifiers take seconds
+        raise RunError("interrupted; --resume trains the classifiers that are missing") from error
 
 
 def _pretrained(fresh: nn.Module, out: Path, seed: int) -> nn.Module:

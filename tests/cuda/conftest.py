@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = "g++"  # the kernels' sources rely on GNU extensions only where nvcc does
-FLAGS = ("-std=c++20", "-O1", "-Wall", "-shared", "-fPIC", "-fno-gnu-unique", "-DFASTCL_EMULATED")
+FLAGS = (
+    "-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-shared", "-fPIC", "-fno-gnu-unique",
+    "-DFASTCL_EMULATED",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

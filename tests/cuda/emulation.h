@@ -2,10 +2,11 @@
 // FASTCL_EMULATED is defined, it gives every name of that header its documented meaning.
 //
 // Each thread of a block is a fiber; at every synchronisation the next one to run is drawn at
-// random, so a missing barrier shows as a wrong result for some seed. Copies with cp.async happen
-// as late as they may: when the thread waits for them. Shared memory and registers start as NaN
-// patterns. What a GPU would not survive (a deadlock, a copy outside shared memory) becomes the error
-// that launch returns. Nothing here checks alignment beyond 16 bytes, bank conflicts or memory order.
+// random, and now and then a warp falls far behind, so a missing barrier shows as a wrong result for
+// some seed. Copies with cp.async happen at once or as late as they may, when the thread waits for
+// them. Shared memory starts as NaN patterns. What a
+// GPU would not survive (a deadlock, a copy outside shared memory) becomes the error that launch
+// returns. Nothing here checks alignment beyond 16 bytes, bank conflicts or memory order.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -50,6 +51,7 @@ struct Barrier {
 struct Warp {
   Barrier barrier;
   uint32_t slots[2][32][8];  // what lanes exchange, in turns
+  unsigned asleep = 0;       // rounds of the scheduler that pass it by
 };
 
 struct Block {
@@ -67,6 +69,13 @@ struct Copy {
   const void* from;
   bool valid;
 };
+
+inline void perform(const Copy& copy) {
+  if (copy.valid)
+    std::memcpy(copy.to, copy.from, 16);
+  else
+    std::memset(copy.to, 0, 16);
+}
 
 struct Thread {
   ucontext_t start;
@@ -96,6 +105,7 @@ struct Machine {
   jmp_buf scheduler;
   Thread* running = nullptr;
   const char* failure = nullptr;  // of a thread
+  std::mt19937 random;
   std::function<void()> body;
   Barrier grid;
   int threads = 0;        // alive in this launch
@@ -171,7 +181,8 @@ inline void enter() {
   _longjmp(machine.scheduler, 1);
 }
 
-inline void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937& random) {
+inline void run_blocks(std::vector<Block>& blocks, int threads) {
+  auto& random = machine.random;
   std::vector<std::unique_ptr<Thread>> fibers;
   constexpr size_t kStack = 256 * 1024;
   for (Block& block : blocks)
@@ -190,11 +201,26 @@ inline void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937& ra
   machine.threads = (int)fibers.size();
   std::vector<Thread*> alive;
   for (auto& fiber : fibers) alive.push_back(fiber.get());
+  bool stuck = false;  // the round before changed nothing
   while (!alive.empty()) {
     machine.progress = false;
-    std::shuffle(alive.begin(), alive.end(), random);
+    for (Block& block : blocks)
+      for (Warp& warp : block.warps) {
+        if (stuck)  // perhaps the others wait for those asleep
+          warp.asleep = 0;
+        else if (warp.asleep)
+          --warp.asleep;
+        else if (random() % 128 == 0)
+          warp.asleep = random() % 64;
+      }
+    std::vector<Thread*> ready;
     for (Thread* thread : alive) {
+      if (thread->block->warps[thread->index / 32].asleep) continue;
       if (thread->barrier && thread->barrier->generation == thread->generation) continue;
+      ready.push_back(thread);
+    }
+    std::shuffle(ready.begin(), ready.end(), random);
+    for (Thread* thread : ready) {
       thread->barrier = nullptr;
       threadIdx = dim3(thread->index);
       blockIdx = thread->block->index;
@@ -203,14 +229,16 @@ inline void run_blocks(std::vector<Block>& blocks, int threads, std::mt19937& ra
     }
     for (auto& engine : machine.engines) machine.progress |= engine();
     std::erase_if(alive, [](Thread* thread) { return thread->done; });
-    if (!machine.progress && !alive.empty()) fail("deadlock: every thread waits");
+    if (!machine.progress && !alive.empty() && stuck) fail("deadlock: every thread waits");
+    stuck = !machine.progress;
   }
 }
 
 // All blocks of a grid, `together` at a time.
 inline void run_grid(dim3 grid, int threads, size_t shared, size_t together) {
   const size_t count = (size_t)grid.x * grid.y * grid.z;
-  std::mt19937 random(settings.seed);
+  auto& random = machine.random;
+  random.seed(settings.seed);
   std::vector<size_t> order(count);
   for (size_t i = 0; i < count; ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), random);
@@ -229,7 +257,7 @@ inline void run_grid(dim3 grid, int threads, size_t shared, size_t together) {
       block.threads = threads;
       block.warps.resize((threads + 31) / 32);
     }
-    run_blocks(blocks, threads, random);
+    run_blocks(blocks, threads);
     for (const Block& block : blocks)
       for (size_t i = 0; i < 1024; ++i)
         if (block.shared[shared + i] != 0xff) fail("a block wrote beyond its shared memory");
@@ -304,6 +332,8 @@ inline float exp2_fast(float x) {
   const float y = std::exp2(x);
   return y < 1.17549435e-38f ? 0.0f : y;
 }
+inline float as_float(uint32_t x) { return emulation::as_float(x); }
+inline uint32_t as_bits(float x) { return emulation::as_bits(x); }
 inline uint32_t pack(bf16, float low, float high) {
   return emulation::to_bf16(low) | (uint32_t)emulation::to_bf16(high) << 16;
 }
@@ -339,7 +369,11 @@ inline void cp_async(void* to, const void* from, bool valid) {
     emulation::fail("cp.async writes outside shared memory");
   if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16))
     emulation::fail("cp.async address is not a multiple of 16");
-  emulation::self().open.push_back({to, from, valid});
+  const emulation::Copy copy{to, from, valid};
+  if (emulation::machine.random() % 2)
+    emulation::perform(copy);
+  else
+    emulation::self().open.push_back(copy);
 }
 inline void cp_async_commit() {
   auto& thread = emulation::self();
@@ -350,12 +384,7 @@ template <int left>
 void cp_async_wait() {
   auto& thread = emulation::self();
   while ((int)thread.groups.size() > left) {
-    for (const auto& copy : thread.groups.front()) {
-      if (copy.valid)
-        std::memcpy(copy.to, copy.from, 16);
-      else
-        std::memset(copy.to, 0, 16);
-    }
+    for (const auto& copy : thread.groups.front()) emulation::perform(copy);
     thread.groups.pop_front();
   }
 }

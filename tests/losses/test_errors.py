@@ -1,5 +1,8 @@
 """Bad input to a loss gets one sentence naming the argument, what came, what was expected."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -118,3 +121,15 @@ INF[1] = float("inf")
 def test_message(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_process_group_is_shared_by_copies_and_refused_by_pickle():
+    group = object()  # stands in for one
+    for module, name in (
+        (fastcl.NTXentLoss(distributed="gather", process_group=group), "process_group"),
+        (fastcl.NegativeQueue(3, 4, group=group), "group"),
+    ):
+        for twin in (copy.copy(module), copy.deepcopy(module)):
+            assert getattr(twin, name) is group
+        with pytest.raises(TypeError, match=rf"cannot be pickled with its {name}, which is"):
+            pickle.dumps(module)

@@ -116,6 +116,17 @@ def test_killed_run_resumes_and_interrupted_run_says_how(tmp_path):
     assert len(epochs) > done + 1
 
 
+def test_two_devices_share_their_negatives(tmp_path):
+    arguments = ("--epochs", "1", "--devices", "2", "--strategy", "ddp", "--accelerator", "cpu")
+    process = train("simclr", *TINY, *arguments, "--out", "run", cwd=tmp_path)
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    assert output.count("Written to") == 1  # one report, by one rank
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    # a view has 798 negatives on both devices, of its own alone it would have 398
+    assert results["seeds"]["0"]["last_epoch"]["loss"] > math.log(399) + 0.1
+
+
 def answer(capsys, *argv):
     code = main([str(argument) for argument in argv])
     output = capsys.readouterr()
@@ -127,8 +138,10 @@ def answer(capsys, *argv):
     ("argv", "sentence"),
     [
         (["mocco"], "method: expected one of simclr, "),
-        (["simclr", "--recipe", "mnist"], "recipe: expected digits or simclr, got 'mnist'"),
-        (["simclr", "--recipe", "simclr"], "the digits are grey; expected 'digits'"),
+        (["simclr", "--recipe", "mnist"], "recipe: expected digits, moco_v1, moco_v2"),
+        (["simclr", "--recipe", "simclr"], "jitters colour and digits is grey; expected 'digits'"),
+        (["simclr", "--data", "cifar10"], "cifar-10-batches-py/data_batch_1, which is absent"),
+        (["simclr", "--data", "imagenet"], "data: expected digits, mnist, cifar10, cifar100"),
         (["simclr", "--epochs", "0"], "epochs: expected an integer >= 1, got 0"),
         (["simclr", "--epochs", "many"], "epochs: expected an integer, got 'many'"),
         (["simclr", "--batch_size", "1258"], "batch_size: expected from 2 to 1257"),

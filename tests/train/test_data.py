@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcl.data import RECIPES, EpochShuffledBatches, TwoViews, load_digit_splits
+from fastcl.data import RECIPES, Augment, EpochShuffledBatches, TwoViews, load_digit_splits
 
 
 def test_splits_are_disjoint_complete_and_stratified():
@@ -65,7 +65,15 @@ def test_batch_size_out_of_range(batch_size):
 
 @pytest.mark.parametrize(
     ("recipe", "shape"),
-    [("digits", (6, 1, 8, 8)), ("digits", (3, 1, 28, 20)), ("simclr", (4, 3, 32, 32))],
+    [
+        ("digits", (6, 1, 8, 8)),
+        ("digits", (3, 1, 28, 20)),
+        ("simclr", (4, 3, 32, 32)),
+        ("moco_v1", (4, 3, 32, 32)),
+        ("moco_v2", (4, 3, 96, 96)),
+        ("plain", (4, 1, 16, 16)),
+        ("plain", (4, 3, 16, 16)),
+    ],
 )
 def test_views_shape_values_and_reproducibility(recipe, shape):
     torch.manual_seed(0)
@@ -88,6 +96,16 @@ def test_views_shape_values_and_reproducibility(recipe, shape):
     assert len({tuple(image.flatten().tolist()) for image in same}) == len(same)
 
 
+def test_bytes_become_fractions_and_one_view_is_one_view():
+    bytes_ = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    torch.manual_seed(0)
+    first = Augment("plain", (8, 8))(bytes_)
+    torch.manual_seed(0)
+    assert torch.equal(first, Augment("plain", (8, 8))(bytes_.float() / 255))
+    assert first.shape == (4, 1, 8, 8)
+    assert first.max() < 2
+
+
 def test_views_keep_what_the_digit_shows():
     """A view is nearer to its own image than to most others, or it would teach nothing."""
     images = load_digit_splits(0).validation.images
@@ -100,16 +118,16 @@ def test_views_keep_what_the_digit_shows():
 
 
 def test_recipe_names_are_checked():
-    assert set(RECIPES) == {"digits", "simclr"}
-    with pytest.raises(ValueError, match="recipe: expected one of digits, simclr, got 'mnist'"):
+    assert set(RECIPES) == {"digits", "moco_v1", "moco_v2", "plain", "simclr"}
+    with pytest.raises(ValueError, match=r"recipe: expected one of digits, .*, got 'mnist'"):
         TwoViews("mnist", (8, 8))
 
 
 @pytest.mark.parametrize(
     ("recipe", "images", "message"),
     [
-        ("digits", torch.rand(8, 8), r"expected floating-point \[B, C, H, W\]"),
-        ("digits", torch.ones(2, 1, 8, 8, dtype=torch.uint8), "got torch.uint8"),
+        ("digits", torch.rand(8, 8), r"expected floating-point or uint8 \[B, C, H, W\]"),
+        ("digits", torch.ones(2, 1, 8, 8, dtype=torch.int64), r"got torch.int64"),
         ("simclr", torch.rand(2, 1, 8, 8), "expects 3 colour channels, got 1"),
     ],
 )
