@@ -9,7 +9,7 @@ from typing import Any
 from .report import is_ours, ratio
 
 _MARKERS = {"ntxent": "o", "dcl": "p", "supcon": "^", "clip": "s", "siglip": "D", "queue": "X"}
-_TICKS = (0.25, 0.5, 1, 2, 5, 10, 20, 50)
+_TICKS = (0.01, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def draw(results: dict, folder: Path) -> None:
@@ -57,16 +57,16 @@ def draw_sizes(results: dict, figure: Any, file: Path) -> None:
     (width, dtype), lines = curves(results)
     if not lines:
         return
-    for axes, column, label in zip(
-        figure.subplots(1, 2), (1, 2), ("time, ms", "peak memory beyond inputs, MB"), strict=True
-    ):
+    labels = {1: "time, ms", 2: "peak memory beyond inputs, MB"}
+    known = [c for c in labels if any(p[c] for points in lines.values() for p in points)]
+    for axes, column in zip(figure.subplots(1, len(known), squeeze=False)[0], known, strict=True):
         for name, points in lines.items():
             kept = [p for p in points if p[column]]
             axes.plot(
                 [p[0] for p in kept], [p[column] for p in kept], marker="o", label=name,
                 linewidth=2.4 if is_ours(name) else 1.3, linestyle="-" if is_ours(name) else "--",
             )  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel="rows N", ylabel=label)
+        axes.set(xscale="log", yscale="log", xlabel="rows N", ylabel=labels[column])
         sizes = sorted({p[0] for points in lines.values() for p in points})
         axes.set_xticks(sizes, [str(s) for s in sizes])
         axes.minorticks_off()

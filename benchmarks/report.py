@@ -133,7 +133,7 @@ def print_overview(results: dict) -> None:
                 number(ratio(records, "eager")),
                 number(eager),
                 number(ratio(records, "torch.compile")),
-                *(f"{b[1]:.2f} {b[0]}" if b else "-" for b in best),
+                *(f"{number(b[1])} {b[0]}" if b else "-" for b in best),
             )
         )
     header = (
