@@ -81,6 +81,11 @@ FASTCL_DEVICE u32 round_tf32(float x) {
 FASTCL_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 FASTCL_DEVICE float shuffle(float x, int lane) { return __shfl_sync(~0u, x, lane); }
 
+// Two numbers into memory, at an address that is a multiple of 8.
+FASTCL_DEVICE void store_pair(float* to, float first, float second) {
+  *reinterpret_cast<float2*>(to) = make_float2(first, second);
+}
+
 FASTCL_DEVICE void sync_threads() { __syncthreads(); }
 FASTCL_DEVICE void sync_warp() { __syncwarp(); }
 // `threads` of the block (a multiple of 32) meet at barrier `id`, 1 to 15.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,15 @@ def noisy(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (0.25 + 0.5 * images + 0.2 * noise).clamp(0, 1)
 
 
+def tilted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Turned by 35 degrees, counter-clockwise, about the middle."""
+    angle = math.radians(35.0)
+    turn = [[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]]
+    matrix = torch.tensor(turn, dtype=images.dtype).expand(len(images), 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
 def textured(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """|x - background|, a smooth random one in [0, 0.7] for each image, as MNIST-M blends digits
     with photographs (Ganin and Lempitsky 2015, section 4)."""
@@ -32,6 +42,7 @@ SHIFTS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "inverted": inverted,
     "noisy": noisy,
     "textured": textured,
+    "tilted": tilted,
 }
 """By name, images [N, C, H, W] in [0, 1] as another domain shows them."""
 

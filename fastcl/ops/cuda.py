@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from . import native
+from .hopper import similarity_logsumexp as similarity_logsumexp
+from .hopper import similarity_logsumexp_backward as similarity_logsumexp_backward
 from .registry import Backend, Call
 from .small_batch import fuses
 from .small_batch import pair_softmax as pair_softmax
@@ -26,6 +28,7 @@ from .small_batch import pair_softmax as pair_softmax
 MEASURED: dict[str, dict[tuple[int, int], str]] = {
     "pair_softmax": {},  # not measured yet
     "enqueue": {},  # not measured yet
+    "similarity_logsumexp": {},  # not measured yet
 }
 
 _library = torch.library.Library("fastcl", "FRAGMENT")
@@ -66,9 +69,15 @@ def _version(number: int) -> str:
 
 
 def _refuses(call: Call) -> str:
-    if call.device != "cuda" or torch.cuda.get_device_capability() >= (8, 0):
+    if call.device != "cuda":
         return ""
-    return "needs a GPU of compute capability 8.0 or newer"
+    capability = torch.cuda.get_device_capability()
+    if call.op == "similarity_logsumexp":  # wgmma is what makes these kernels
+        if capability != (9, 0):
+            return "its log-sum-exp needs a GPU of compute capability 9.0"
+        if call.precision == torch.float32:
+            return "its log-sum-exp forms products in bfloat16 and float16"
+    return "" if capability >= (8, 0) else "needs a GPU of compute capability 8.0 or newer"
 
 
 def _withheld(call: Call) -> str:

@@ -101,7 +101,7 @@ def experiment(options: DomainOptions, seed: int) -> Experiment:
         seed,
         batches=EpochShuffledBatches(unlabelled, options.batch_size, seed),
         scores=scores,
-        headline="target, fine-tuned",
+        headline="target, probe",
         measured=MEASURED,
         data=f"{splits.name}; {half} as they are (source), the others {options.shift} (target)",
         references={"raw pixels": pixels},

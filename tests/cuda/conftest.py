@@ -17,7 +17,7 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
-    """``emulated("small_batch")``: csrc/cuda/small_batch.cu as a library, compiled once.
+    """``emulated("small_batch", ...)``: csrc/cuda/small_batch.cu, ... as a library, compiled once.
 
     Call ``library.fastcl_emulate(multiprocessors, blocks, shared, seed)`` before a launch to choose
     the machine: how many multiprocessors it has, how many blocks each holds at a time, bytes of
@@ -28,17 +28,18 @@ def emulated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cuda")
     libraries = {}
 
-    def load(name: str) -> ctypes.CDLL:
-        if name not in libraries:
-            source, library = ROOT / f"csrc/cuda/{name}.cu", folder / f"{name}.so"
+    def load(*names: str) -> ctypes.CDLL:
+        if names not in libraries:
+            sources = [ROOT / f"csrc/cuda/{name}.cu" for name in names]
+            library = folder / f"{'+'.join(names)}.so"
             folders = (f"-I{ROOT / 'csrc/cuda'}", f"-I{ROOT / 'tests/cuda'}")
-            command = [COMPILER, *FLAGS, *folders, "-x", "c++", source, "-o", library]
+            command = [COMPILER, *FLAGS, *folders, "-x", "c++", *sources, "-o", library]
             subprocess.run(command, check=True)
-            libraries[name] = ctypes.CDLL(str(library))
-            libraries[name].fastcl_emulate.argtypes = (
+            libraries[names] = ctypes.CDLL(str(library))
+            libraries[names].fastcl_emulate.argtypes = (
                 ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint,
             )  # fmt: skip
-            libraries[name].fastcl_emulate.restype = None
-        return libraries[name]
+            libraries[names].fastcl_emulate.restype = None
+        return libraries[names]
 
     return load

@@ -4,9 +4,8 @@
 // Each thread of a block is a fiber; at every synchronisation the next one to run is drawn at
 // random, and now and then a warp falls far behind, so a missing barrier shows as a wrong result for
 // some seed. Copies with cp.async happen at once or as late as they may, when the thread waits for
-// them. Shared memory starts as NaN patterns. What a
-// GPU would not survive (a deadlock, a copy outside shared memory) becomes the error that launch
-// returns. Nothing here checks alignment beyond 16 bytes, bank conflicts or memory order.
+// them. Shared memory starts as NaN patterns. What a GPU would not survive (a deadlock, a copy
+// outside shared memory) becomes the error that launch returns. Nothing here checks alignment beyond 16 bytes, bank conflicts or memory order.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -54,8 +53,16 @@ struct Warp {
   unsigned asleep = 0;       // rounds of the scheduler that pass it by
 };
 
+// What a header beside this one adds to a block, such as engines that copy.
+struct Extension {
+  virtual ~Extension() = default;
+  virtual bool work() = 0;  // between the turns of threads; true if something is under way
+  virtual void end() = 0;   // all threads are done
+};
+
 struct Block {
   dim3 index;
+  std::unique_ptr<Extension> extension;
   std::unique_ptr<unsigned char[]> storage;
   unsigned char* shared = nullptr;
   size_t shared_bytes = 0;
@@ -110,8 +117,6 @@ struct Machine {
   Barrier grid;
   int threads = 0;        // alive in this launch
   bool progress = false;  // since the scheduler last looked
-  // What the machine itself does between threads (copy engines); true if it did something.
-  std::vector<std::function<bool()>> engines;
 };
 inline Machine machine;
 
@@ -227,7 +232,8 @@ inline void run_blocks(std::vector<Block>& blocks, int threads) {
       resume(*thread);
       if (machine.failure) fail(machine.failure);
     }
-    for (auto& engine : machine.engines) machine.progress |= engine();
+    for (Block& block : blocks)
+      if (block.extension) machine.progress |= block.extension->work();
     std::erase_if(alive, [](Thread* thread) { return thread->done; });
     if (!machine.progress && !alive.empty() && stuck) fail("deadlock: every thread waits");
     stuck = !machine.progress;
@@ -258,6 +264,8 @@ inline void run_grid(dim3 grid, int threads, size_t shared, size_t together) {
       block.warps.resize((threads + 31) / 32);
     }
     run_blocks(blocks, threads);
+    for (const Block& block : blocks)
+      if (block.extension) block.extension->end();
     for (const Block& block : blocks)
       for (size_t i = 0; i < 1024; ++i)
         if (block.shared[shared + i] != 0xff) fail("a block wrote beyond its shared memory");
@@ -351,6 +359,11 @@ inline float shuffle(float x, int lane) {
   return emulation::as_float(emulation::exchange(&word, 1)[lane][0]);
 }
 inline float shuffle_xor(float x, int mask) { return shuffle(x, emulation::lane() ^ mask); }
+
+inline void store_pair(float* to, float first, float second) {
+  if ((uintptr_t)to % 8) emulation::fail("a pair's address is not a multiple of 8");
+  to[0] = first, to[1] = second;
+}
 
 inline void sync_threads() {
   emulation::meet(emulation::self().block->barriers[0], emulation::self().block->threads);

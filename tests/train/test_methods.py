@@ -185,10 +185,17 @@ def test_domains_differ_and_repeat(name):
     assert torch.equal(shifted, shift(pictures, name, seed=1))
     assert 0 <= shifted.min() <= shifted.max() <= 1
     assert (shifted - pictures).abs().mean() > 0.1
-    if name != "inverted":
+    if name in ("noisy", "textured"):
         assert not torch.equal(shifted, shift(pictures, name, seed=2))
     with pytest.raises(ValueError, match=r"shift: expected one of inverted, .*, got 'blue'"):
         shift(pictures, "blue", 0)
+
+
+def test_a_tilted_image_turns_counter_clockwise():
+    dot = torch.zeros(1, 1, 9, 9)
+    dot[..., 4, 8] = 1  # on the right, in the middle
+    row, column = divmod(int(shift(dot, "tilted", 0).argmax()), 9)
+    assert row < 4 < column
 
 
 def test_lars_follows_its_equations():

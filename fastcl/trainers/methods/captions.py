@@ -21,16 +21,16 @@ class CaptioningOptions(TrainOptions):
         cnn_width: channels of the image encoder's first convolution.
     """
 
-    epochs: int = 24
+    epochs: int = 16
     batch_size: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     warmup_epochs: int = 1
     schedule: str = "constant"
     gradient_clip: float = 1.0
-    mle_epochs: int = 10
+    mle_epochs: int = 8
     negatives: int = 5
-    detail: float = 0.4
+    detail: float = 0.25
     drawings: int = 2
     width: int = 64
     cnn_width: int = 8
