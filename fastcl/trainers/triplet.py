@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
@@ -57,8 +58,9 @@ class Triplet(pl.LightningModule):
         self, batch: tuple[torch.Tensor, torch.Tensor], batch_index: int
     ) -> torch.Tensor:
         images, labels = batch
-        loss, metrics = self.loss(self(images), labels)
-        log_batch(self, len(images), loss, metrics)
+        features = self(images)
+        loss, metrics = self.loss(features, labels)
+        log_batch(self, len(images), loss, {**metrics, **mean_distances(features, labels)})
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -93,6 +95,23 @@ def experiment(options: TripletOptions, seed: int) -> Experiment:
         data="handwritten digits of scikit-learn with their labels",
         references={"raw pixels": metric_scores(scored.images.flatten(1), scored.labels)},
     )
+
+
+@torch.no_grad()
+def mean_distances(features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Mean squared distances of unit rows [N, D], over pairs of one label and of two.
+
+    Dot products of all pairs sum to squared lengths of sums of rows, so no pair is visited.
+    """
+    unit = F.normalize(features, dim=1)
+    _, place, counts = labels.unique(return_inverse=True, return_counts=True)
+    sums = unit.new_zeros(len(counts), unit.shape[1]).index_add(0, place, unit)
+    within, n = sums.square().sum(), len(unit)
+    same = counts.square().sum()
+    return {
+        "positive_distance": 2 - 2 * (within - n) / (same - n),
+        "negative_distance": 2 - 2 * (unit.sum(0).square().sum() - within) / (n * n - same),
+    }
 
 
 def metric_scores(features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

@@ -112,6 +112,23 @@ STUDIES = {
             _over("queue_size", (64, 256, 1024, 4096), "MoCo", "moco"),
         ),
         Study(
+            "batch_norm",
+            "MoCo: groups with batch-norm statistics of their own",
+            "whether shared batch statistics give the key away (MoCo)",
+            "groups of a batch",
+            _over("bn_splits", (1, 2, 4, 8), "MoCo", "moco"),
+        ),
+        Study(
+            "block",
+            "Block contrastive: size of the blocks",
+            "how many similar samples are averaged (Arora's block loss)",
+            "samples of a block",
+            tuple(
+                Variant("block", str(b), "block", {"block": b, "batch_size": 10 * (b + 1)})
+                for b in (1, 2, 5, 10)
+            ),
+        ),
+        Study(
             "sources",
             "Where negatives come from",
             "the batch end to end (SimCLR), a memory bank (InstDisc) or a queue (MoCo)",
