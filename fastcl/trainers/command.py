@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fastcl.data.extras import require
@@ -130,7 +129,7 @@ def _train(name: str, argv: list[str]) -> None:
 
 def _transfer(name: str, argv: list[str]) -> None:
     method = METHODS[name]
-    parser = method_parser(method, "transfer", ClassifierOptions.FAST)
+    parser = method_parser(method, "transfer")
     parser.add_argument(
         "--labels",
         type=str,
@@ -139,8 +138,7 @@ def _transfer(name: str, argv: list[str]) -> None:
         help="how many training images have one: percentages, or numbers per class.",
     )
     parser.add_class_arguments(ClassifierOptions, "classifier")
-    fast = {f"classifier.{key}": value for key, value in ClassifierOptions.FAST.items()}
-    arguments = _parse(parser, argv, {**method.fast, **fast})
+    arguments = _parse(parser, argv, method.fast)
     options = _options(method.options, arguments)
     options.check()
     classifier = _options(ClassifierOptions, arguments.classifier)
@@ -197,13 +195,11 @@ def _parse(parser: ArgumentParser, argv: list[str], fast: Mapping[str, Any]) -> 
     return arguments
 
 
-def method_parser(
-    method: Method, command: str = "train", fast: Mapping[str, Any] = MappingProxyType({})
-) -> ArgumentParser:
+def method_parser(method: Method, command: str = "train") -> ArgumentParser:
     """The parser of a method; its options are the fields of the method's option class."""
     from jsonargparse import ArgumentParser
 
-    shorter = ", ".join(f"{name} {value}" for name, value in {**method.fast, **fast}.items())
+    shorter = ", ".join(f"{name} {value}" for name, value in method.fast.items())
     place = f"runs/{method.name}" if command == "train" else f"runs/{command}-{method.name}"
     parser = ArgumentParser(
         prog=f"fastcl {command} {method.name}",

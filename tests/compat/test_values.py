@@ -200,7 +200,7 @@ BY_LABEL = {
     "NTXentLoss": {"temperature": 0.2},
     "SupConLoss": {"temperature": 0.2},
     "ContrastiveLoss": {"pos_margin": 0.9, "neg_margin": 1.2},
-    "TripletMarginLoss": {"margin": 0.3},
+    "TripletMarginLoss": {"margin": 1.2},  # so wide that a row would violate with itself
 }
 LABELS = {
     "mixed": torch.tensor([0, 1, 0, 2, 3, 3, 3, 1, 9, 0, 4]),  # 1, 2 and 3 positives, and none
@@ -309,3 +309,28 @@ def test_no_matrix_is_kept(pml, monkeypatch):
     for name, run in runs.items():
         assert numbers_kept(run) < n * n / 4, name
     assert numbers_kept(lambda: supcontrast.SupConLoss()(views, mask=mask)) < 1.25 * n * n
+
+
+@pytest.mark.parametrize("name", BY_LABEL)
+def test_a_batch_that_is_in_its_memory(pml, name):
+    """Rows 5, 6, 7 and 0 of the memory are the batch itself: a row is no positive of its own."""
+    options, x = BY_LABEL[name], rows(4, 6)
+    memory, labels = torch.randn(8, 6, dtype=F64), torch.tensor([1, 0, 1, 2, 2, 0, 1, 1])
+    slots = torch.tensor([5, 6, 7, 0])
+    memory[slots] = x.detach()
+    loss = getattr(pml, name)(**options)
+    itself = torch.zeros(4, 8, dtype=torch.bool)
+    itself[torch.arange(4), slots] = True
+
+    def ours(x):
+        pairs = loss._candidates(x, labels[slots], memory, labels, skip=(5, 5 - 8))
+        return loss._of(pairs, F64)
+
+    agree(
+        ours,
+        lambda x: truth.by_label(
+            name, x, labels[slots], memory, labels, itself=itself, **options
+        ),
+        (x,),
+        1e-8,
+    )  # fmt: skip

@@ -95,8 +95,9 @@ def check_products(result, truth, dtype):
 CASES = (
     (300, 257, 64, torch.bfloat16, 0.1, [0], True, 3, "ragged on both sides; D in one panel"),
     (300, 700, 128, torch.float16, 0.07, [], False, 5, "rows only; blocks shared by workers"),
-    (140, 200, 256, torch.bfloat16, 0.1, [0], True, 2, "D of four panels, a single own buffer"),
+    (140, 200, 256, torch.bfloat16, 0.1, [0], True, 2, "D of four panels"),
     (65, 130, 200, torch.float16, 0.1, [5], True, 1, "D that ends within a panel; one worker"),
+    (530, 380, 256, torch.bfloat16, 0.1, [0], True, 1, "a single own buffer, filled three times"),
     (520, 40, 72, torch.float16, 0.5, [3, -2], True, 2, "few other rows; two offsets"),
     (
         1040,
@@ -213,7 +214,7 @@ def test_weights_use_their_range(dtype, emulated):
         ({"other": Rows(16, 4, 20)}, b"multiple of 16 bytes"),
         ({"other": Rows(16, 0, 16)}, b"must number 1 to 2^24"),
     ],
-    ids=str,
+    ids=["odd width", "wide", "type", "skips", "own stride", "other stride", "no rows"],
 )
 def test_refusals(change, reason, emulated):
     """A launcher says why it does not serve a problem, before it touches the device."""

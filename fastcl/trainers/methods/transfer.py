@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fastcl.trainers.methods.images import RECIPES
 from fastcl.trainers.options import Optimization, UsageError, check_at_least, check_choice
@@ -28,19 +27,21 @@ METHODS_WITH_ENCODER = (
 class ClassifierOptions(Optimization):
     """Supervised training on labelled images: the same for all that are compared.
 
+    On the digits with 10 labels per class the order of the frozen and the fine-tuned encoder
+    depends on the budget: fine-tuning is ahead at 12 epochs, where training from scratch has nearly
+    stopped to improve, and the frozen encoder from about 25 epochs on.
+
     Args:
         epochs: passes over the labelled images.
         batch_size: images per step; all labelled ones where there are fewer.
         recipe: augmentation of the labelled images, or none.
     """
 
-    FAST: ClassVar[dict[str, int]] = {"epochs": 30}
-
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     schedule: str = "constant"
-    epochs: int = 100
+    epochs: int = 12
     batch_size: int = 32
     recipe: str = "none"
 
