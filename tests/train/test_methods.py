@@ -49,6 +49,27 @@ def test_every_method_runs_and_reports(tmp_path, name):
     assert report.headline()["metric"] == results["headline"]["metric"]
 
 
+def test_simclr_takes_each_loss_of_two_views():
+    from fastcl import functional as f
+    from fastcl.trainers import simclr
+
+    first, second = torch.randn(2, 6, 4)
+    definitions = {
+        "nt_xent": f.nt_xent,
+        "dcl": f.dcl,
+        "dclw": lambda a, b, t: f.dcl(a, b, t, sigma=0.5),
+        "debiased": f.debiased,
+        "hard_negative": f.hard_negative,
+    }
+    assert set(simclr.LOSSES) == set(light.LOSSES) == set(definitions)
+    for loss, definition in definitions.items():
+        experiment = METHODS["simclr"].experiment(tiny("simclr", loss=loss, temperature=0.3), 0)
+        value, metrics = experiment.module.loss(first, second)
+        assert "accuracy" in metrics
+        torch.testing.assert_close(value, definition(first, second, 0.3))
+        assert ("loss" in experiment.levels) == (loss == "nt_xent")
+
+
 @pytest.mark.parametrize("name", IMAGE_METHODS)
 def test_fast_and_default_options_are_in_range(name):
     method = METHODS[name]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +80,26 @@ def test_siamese_network_is_one_encoder_and_tells_pairs_apart(tmp_path):
     assert (tmp_path / "distances.png").stat().st_size > 10_000
     scores = report.as_json()["scores"]
     assert scores["trained"]["pair AUC"]["mean"] > scores["untrained"]["pair AUC"]["mean"] + 0.03
+
+
+def test_siamese_network_learns_from_the_files_of_mnist(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, count in (("train", 40), ("t10k", 20)):
+        labels = np.arange(count) // 2 % 2  # 0 is dark below, 1 above
+        pictures = np.zeros((count, 28, 28), np.uint8)
+        pictures[labels == 0, :14] = pictures[labels == 1, 14:] = 255
+        for kind, array in (("images-idx3", pictures), ("labels-idx1", labels)):
+            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            content = header + array.astype(np.uint8).tobytes()
+            (folder / f"{name}-{kind}-ubyte").write_bytes(content)
+    options = METHODS["siamese"].options(
+        data="mnist", data_root=str(tmp_path), epochs=2, batch_size=12
+    )
+    run("siamese", options, seeds=[0], out=tmp_path / "out", console=Console(quiet=True))
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["data"] == "MNIST, with labels"
+    assert results["scores"]["trained"]["1-NN"]["mean"] == 1.0
 
 
 def test_mean_distances_are_those_of_all_pairs():

@@ -105,6 +105,24 @@ STUDIES = {
             _over("batch_size", (32, 64, 128, 256, 512)),
         ),
         Study(
+            "loss",
+            "NT-Xent and losses that treat negatives otherwise, the epochs being the same",
+            "which loss of two views (SimCLR) copes with small batches",
+            "images per batch",
+            tuple(
+                variant
+                for loss in ("nt_xent", "dcl", "debiased", "hard_negative")
+                for variant in _over("batch_size", (32, 128, 256), loss, loss=loss)
+            ),
+        ),
+        Study(
+            "domain",
+            "Domain adaptation: what the pretraining saw",
+            "whether images of the target domain help (domain adaptation)",
+            "pretrained on images of",
+            _over("pretrain_on", ("source", "target", "both"), "SimCLR", "domain"),
+        ),
+        Study(
             "queue",
             "MoCo: size of the queue",
             "how many keys wait in the queue (MoCo)",
