@@ -230,6 +230,30 @@ def pair_distances(
     _save(figure, path)
 
 
+def roc_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, path: Path) -> None:
+    """Shares of true positives over those of false ones, the latter on a logarithmic axis.
+
+    Args:
+        curves: name to (false positives [T], true positives [T]), fractions, drawn in %.
+        path: PNG file.
+    """
+    figure, axes = _figure(1, 1, size=(5.6, 4.4))
+    axis = axes[0, 0]
+    for colour, (name, (false, true)) in zip(_cycle(len(curves)), curves.items(), strict=True):
+        axis.step(100 * false, 100 * true, color=colour, lw=1.6, where="post", label=name)
+    chance = np.linspace(0.1, 100.0, 200)
+    axis.plot(chance, chance, color=_GREY, lw=1.0, ls="--", label="chance")
+    axis.set_xscale("log")
+    axis.set_xlim(0.1, 100)
+    axis.set_ylim(0, 102)
+    axis.set_xlabel("pairs of different labels accepted, %")
+    axis.set_ylabel("pairs of equal labels accepted, %")
+    axis.set_title("Verification of pairs", loc="left")
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def embedding(
     stages: Mapping[str, torch.Tensor],
     labels: torch.Tensor,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,8 @@ from fastcl.data.digits import load_digit_splits
 from fastcl.data.splits import Split
 from fastcl.encoders import SmallCNN
 from fastcl.evaluation.features import calibrate_batch_norm, extract_features
-from fastcl.evaluation.retrieval import retrieval_scores, verification_auc
+from fastcl.evaluation.figures import roc_curves
+from fastcl.evaluation.retrieval import retrieval_scores, verification_auc, verification_roc
 from fastcl.trainers.callbacks import log_batch
 from fastcl.trainers.experiment import Experiment
 from fastcl.trainers.methods.metric import TripletOptions
@@ -80,6 +83,16 @@ def experiment(options: TripletOptions, seed: int) -> Experiment:
         optimization=options,
     )
     calibrate_batch_norm(module, splits.train.images)
+
+    def figures(module: Triplet, folder: Path) -> list[str]:
+        embeddings = {
+            "trained": extract_features(module, scored.images),
+            "raw pixels": scored.images.flatten(1),
+        }
+        curves = {name: verification_roc(x, scored.labels) for name, x in embeddings.items()}
+        roc_curves(curves, path=folder / "roc.png")
+        return ["roc.png"]
+
     return Experiment(
         module=module,
         batches=ClassBalancedBatches(
@@ -94,6 +107,7 @@ def experiment(options: TripletOptions, seed: int) -> Experiment:
         measured="Digits whose nearest neighbour has their label; area under the ROC of pairs",
         data="handwritten digits of scikit-learn with their labels",
         references={"raw pixels": metric_scores(scored.images.flatten(1), scored.labels)},
+        figures=figures,
     )
 
 

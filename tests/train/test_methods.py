@@ -16,6 +16,7 @@ from fastcl.data.shifts import SHIFTS, shift
 from fastcl.data.tiles import cut_tiles, select_permutations
 from fastcl.encoders import LinearHead, SmallCNN
 from fastcl.trainers import METHODS, run
+from fastcl.trainers.images import similarity_gap
 from fastcl.trainers.methods import images as light
 from fastcl.trainers.optim import LARS, configure_optimizers, make_optimizer
 from fastcl.trainers.options import Optimization, UsageError
@@ -67,7 +68,15 @@ def test_simclr_takes_each_loss_of_two_views():
         value, metrics = experiment.module.loss(first, second)
         assert "accuracy" in metrics
         torch.testing.assert_close(value, definition(first, second, 0.3))
-        assert ("loss" in experiment.levels) == (loss == "nt_xent")
+        chance = {"loss": math.log(639)} if loss == "nt_xent" else {}
+        assert experiment.levels == {"contrastive_accuracy": 1 / 639, **chance}
+
+
+def test_similarity_gap_compares_own_views_with_those_of_others():
+    matrix = torch.full((16, 16), 0.25)
+    matrix.fill_diagonal_(1.0)  # a view and itself: no part of either mean
+    matrix += 0.5 * (torch.eye(16).roll(8, 0))
+    assert similarity_gap(matrix) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from fastcl.data.pairs import PairBatches, draw_pairs
+from fastcl.evaluation import verification_auc, verification_roc
 from fastcl.trainers import METHODS, run
 from fastcl.trainers.callbacks import EpochLog
 from fastcl.trainers.fit import fit
@@ -100,6 +101,17 @@ def test_siamese_network_learns_from_the_files_of_mnist(tmp_path):
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["data"] == "MNIST, with labels"
     assert results["scores"]["trained"]["1-NN"]["mean"] == 1.0
+
+
+def test_the_area_under_the_verification_curve_is_the_auc():
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    rows = torch.eye(3)[labels] + 0.7 * torch.randn(60, 3)
+    false, true = verification_roc(rows, labels)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert 0.6 < verification_auc(rows, labels) < 0.95
+    area = torch.trapezoid(torch.from_numpy(true), torch.from_numpy(false))
+    assert float(area) == pytest.approx(verification_auc(rows, labels))
 
 
 def test_mean_distances_are_those_of_all_pairs():
