@@ -102,7 +102,7 @@ class SimCLROptions(ImageOptions):
     """SimCLR (Chen et al. 2020).
 
     Args:
-        temperature: divisor of the cosine similarities in the loss.
+        temperature: divisor of the cosine similarities in NT-Xent or the other loss.
         loss: nt_xent, or one that treats negatives otherwise: dcl (the positive left out of the
             denominator), dclw, debiased or hard_negative.
         normalize: compare directions; otherwise dot products of the projections as they are.
