@@ -159,8 +159,15 @@ setup(
         *(f"fastcl.{p}" for p in find_packages("fastcl")),
         "fastcl.kernels",
         *(f"fastcl.kernels.{p}" for p in find_packages("kernels")),
+        "fastcl.benchmarks",
+        *(f"fastcl.benchmarks.{p}" for p in find_packages("benchmarks")),
     ],
-    package_dir={"fastcl": "fastcl", "fastcl.kernels": "kernels"},
+    package_dir={
+        "fastcl": "fastcl",
+        "fastcl.kernels": "kernels",
+        "fastcl.benchmarks": "benchmarks",
+    },
+    include_package_data=False,  # benchmarks/results lies in a package's folder and stays here
     package_data={"fastcl.kernels": ["configs.json"]},
     ext_modules=EXTENSIONS,
     cmdclass={"build_py": BuildPy, "sdist": Sdist}

@@ -82,13 +82,7 @@ def run(case: Case, settings: Settings, truths: Path | None = None) -> dict:
             except BrokenProcessPool:
                 record["memory_mb"] = None
     return {
-        "case": case.name,
-        "task": case.task,
-        "rows": case.rows,
-        "keys": case.keys,
-        "width": case.width,
-        "dtype": case.dtype,
-        "flop": case.flop,
+        **case.describe(),
         "ceiling": default["ceiling"],
         "tuned_ceiling": tuned["ceiling"],
         "contestants": records,
@@ -101,26 +95,44 @@ def in_order(results: list[dict]) -> list[dict]:
     return [latest[case.name] for case in CASES if case.name in latest]
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def _arguments(argv: list[str] | None, prog: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu",
+        help="cuda: everything of benchmarks.gpu; takes --full, --case and --out only",
+    )  # fmt: skip
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="small and middle sizes (default)")
     size.add_argument("--full", action="store_true", help="every case; the better part of an hour")
     parser.add_argument("--case", nargs="+", metavar="SUBSTRING", help="cases whose name holds one")
     parser.add_argument("--rounds", type=int, help="samples each; adapted to the time by default")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="runs/benchmarks, or runs/gpu")
     parser.add_argument("--truths", type=Path, metavar="DIR", help="keep them, and use those kept")
     parser.add_argument("--add", action="store_true", help="to what an earlier run wrote there")
     parser.add_argument("--threads", type=int, default=min(2, torch.get_num_threads()))
     parser.add_argument("--backends", nargs="+", help="of fastcl; all usable ones by default")
     parser.add_argument("--against", nargs="*", help="parts of the others' names; all by default")
     parser.add_argument("--list", action="store_true", help="print the cases' names and stop")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.out = options.out or Path("runs", {"cpu": "benchmarks", "cuda": "gpu"}[options.device])
+    return options
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run, print, and write results.json and picture.png; returns the exit code."""
-    options = _arguments(argv)
+def _on_gpu(options: argparse.Namespace) -> int:
+    from .gpu.__main__ import main as gpu
+
+    if not torch.cuda.is_available():
+        print("--device cuda needs a CUDA device, and torch sees none", file=sys.stderr)
+        return 2
+    only = ["--only", *options.case] if options.case else []
+    return gpu(["--out", str(options.out), *([] if options.full else ["--quick"]), *only])
+
+
+def main(argv: list[str] | None = None, prog: str = "python -m benchmarks") -> int:
+    """Run, print, and write results.json and two pictures; returns the exit code."""
+    options = _arguments(argv, prog)
+    if options.device == "cuda":
+        return _on_gpu(options)
     cases = select(options.case, options.full)
     if options.list or not cases:
         print("\n".join(case.name for case in (cases or select([""], True))))
@@ -148,8 +160,10 @@ def main(argv: list[str] | None = None) -> int:
         report.print_case(result)
         results["cases"] = in_order([*results["cases"], result])
         report.write_json(results, file)
-    report.draw(results, options.out / "picture.png")
+    report.show(results, options.out)
     print(f"\nwritten to {options.out}")
+    if torch.cuda.is_available():
+        print(f"this was the processor; the GPU: {prog} --device cuda")
     return 0
 
 

@@ -19,9 +19,12 @@ TOLERANCES = {
     "fp32": (1e-5, 1e-4), "tf32": (1e-3, 5e-3), "bf16": (2e-2, 5e-2), "fp16": (5e-3, 2e-2)
 }  # fmt: skip
 
-# Arithmetic that no exact method avoids: NT-Xent and SupCon use symmetry and form scores twice,
-# CLIP keeps its exponentials, the queue's one pass gives sums and gradient together.
-_FLOP = {"ntxent": 4, "supcon": 4, "clip": 6, "queue": 4}
+SIGLIP_BIAS = -10.0
+# Arithmetic that no exact method avoids: NT-Xent, DCL and SupCon use symmetry and form scores
+# twice, CLIP keeps its exponentials; a sigmoid needs no sum before its gradient, and the queue's
+# one pass gives sums and gradient together.
+_FLOP = {"ntxent": 4, "dcl": 4, "supcon": 4, "clip": 6, "siglip": 6, "queue": 4}
+_VIEWS = ("ntxent", "dcl", "supcon")  # rows are both views of a batch
 _CLASSES = 100  # of SupCon
 
 
@@ -30,9 +33,10 @@ class Case:
     """One problem: forward and backward with normalisation at temperature 0.1.
 
     Attributes:
-        task: ``"ntxent"`` (two views), ``"supcon"`` (two views with labels), ``"clip"`` (both
-            directions) or ``"queue"`` (MoCo: query, key, and unit rows that need no gradient).
-        rows: NT-Xent and SupCon rows (both views), CLIP pairs, or queries.
+        task: ``"ntxent"``, ``"dcl"`` (two views), ``"supcon"`` (two views with labels), ``"clip"``
+            (both directions), ``"siglip"`` (bias -10) or ``"queue"`` (MoCo: query, key, and unit
+            rows that need no gradient).
+        rows: rows of both views, CLIP and SigLIP pairs, or queries.
         width: features per row.
         dtype: a key of :data:`DTYPES`, of inputs and gradients.
         keys: rows that each row is compared with.
@@ -63,6 +67,11 @@ class Case:
         """Numbers in the matrix that plain PyTorch stores."""
         return self.rows * self.keys
 
+    def describe(self) -> dict:
+        """The problem, as in a file of results."""
+        names = ("task", "rows", "keys", "width", "dtype", "flop")
+        return {"case": self.name} | {name: getattr(self, name) for name in names}
+
     def inputs(self, device: str = "cpu") -> list[Tensor]:
         """Two leaves [rows or rows / 2, width], then what needs no gradient.
 
@@ -74,7 +83,7 @@ class Case:
         def normal(rows: int) -> Tensor:
             return torch.randn(rows, self.width, generator=generator, device=device)
 
-        n = self.rows // 2 if self.task in ("ntxent", "supcon") else self.rows
+        n = self.rows // 2 if self.task in _VIEWS else self.rows
         first = normal(n)
         second = first + normal(n)
         dtype = DTYPES[self.dtype]
@@ -103,13 +112,22 @@ CASES = (
         _ntxent(n, d, dtype, quick=d == 128 and dtype == "fp32" and n <= 8192)
         for dtype in ("fp32", "bf16")
         for d in (128, 512)
-        for n in (512, 2048, 8192, 16384, 32768)
+        for n in (128, 512, 2048, 8192, 16384, 32768)
     ),
-    *(_clip(n, dtype, quick=n == 512) for dtype in ("fp32", "bf16") for n in (512, 4096, 16384)),
+    *(
+        _clip(n, dtype, quick=n <= 512)
+        for dtype in ("fp32", "bf16")
+        for n in (128, 512, 4096, 16384)
+    ),
     *(Case("queue", 256, 128, dtype, 65536, quick=dtype == "fp32") for dtype in ("fp32", "bf16")),
+    *(
+        Case(task, n, d, dtype, n, quick=n == quick and dtype == "fp32")
+        for task, d, quick in (("supcon", 128, 2048), ("dcl", 128, 2048), ("siglip", 512, 512))
+        for dtype in ("fp32", "bf16")
+        for n in (512, 2048, 8192)
+    ),
     *(_ntxent(64, 32, dtype, hidden=True) for dtype in ("fp32", "bf16")),
-    Case("clip", 64, 32, "fp32", 64, hidden=True),
-    Case("supcon", 64, 32, "fp32", 64, hidden=True),
+    *(Case(task, 64, 32, "fp32", 64, hidden=True) for task in ("clip", "siglip", "supcon", "dcl")),
     Case("queue", 16, 32, "fp32", 256, hidden=True),
 )
 
@@ -162,13 +180,17 @@ def truth(case: Case, block: int = 256, device: str = "cpu") -> Truth:
 def _blocks_of(case: Case, units: list[Tensor], rest: list[Tensor], rows: Tensor) -> Tensor:
     """The share of ``rows`` in the mean loss."""
     a, b = units
-    if case.task in ("ntxent", "supcon"):
+    if case.task in _VIEWS:
         z = torch.cat(units)
         itself = rows[:, None] == torch.arange(case.rows, device=z.device)
         scores = (z[rows] @ z.T / TEMPERATURE).masked_fill(itself, float("-inf"))
+        partner = (rows + case.rows // 2) % case.rows
         if case.task == "ntxent":
-            partner = (rows + case.rows // 2) % case.rows
             return F.cross_entropy(scores, partner, reduction="sum") / case.rows
+        if case.task == "dcl":  # the positive only pulls
+            positive = scores.gather(1, partner[:, None])
+            negatives = scores.scatter(1, partner[:, None], float("-inf"))
+            return (negatives.logsumexp(1) - positive[:, 0]).sum() / case.rows
         labels = rest[0].repeat(2)
         positive = (labels[rows, None] == labels) & ~itself
         log_probability = F.log_softmax(scores, 1).masked_fill(~positive, 0.0)
@@ -176,6 +198,10 @@ def _blocks_of(case: Case, units: list[Tensor], rest: list[Tensor], rows: Tensor
     if case.task == "clip":
         both = [x[rows] @ y.T / TEMPERATURE for x, y in ((a, b), (b, a))]
         return sum(F.cross_entropy(s, rows, reduction="sum") for s in both) / (2 * case.rows)
+    if case.task == "siglip":
+        logits = a[rows] @ b.T / TEMPERATURE + SIGLIP_BIAS
+        positive = rows[:, None] == torch.arange(case.rows, device=rows.device)
+        return F.softplus(torch.where(positive, -logits, logits)).sum() / case.rows
     positive = (a[rows] * b[rows]).sum(1, keepdim=True)
     scores = torch.cat([positive, a[rows] @ rest[0].double().T], 1) / TEMPERATURE
     target = torch.zeros_like(rows)

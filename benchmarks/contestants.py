@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastcl
-from fastcl.functional import clip, info_nce, nt_xent, sup_con
+from fastcl.functional import clip, dcl, info_nce, nt_xent, siglip, sup_con
 from fastcl.ops import l2_normalize
 
 from . import peers
-from .cases import TEMPERATURE, Case
+from .cases import SIGLIP_BIAS, TEMPERATURE, Case
 from .peers import Step
 
 
@@ -78,9 +78,17 @@ def _fastcl_supcon(case: Case) -> Step:
     return lambda z1, z2, labels: sup_con(torch.stack([z1, z2], 1), labels, TEMPERATURE)
 
 
+def _fastcl_dcl(case: Case) -> Step:
+    return lambda z1, z2: dcl(z1, z2, TEMPERATURE)
+
+
+def _fastcl_siglip(case: Case) -> Step:
+    return lambda a, b: siglip(a, b, TEMPERATURE, SIGLIP_BIAS)
+
+
 _FASTCL = {
-    "ntxent": _fastcl_ntxent, "supcon": _fastcl_supcon, "clip": _fastcl_clip,
-    "queue": _fastcl_queue,
+    "ntxent": _fastcl_ntxent, "dcl": _fastcl_dcl, "supcon": _fastcl_supcon, "clip": _fastcl_clip,
+    "siglip": _fastcl_siglip, "queue": _fastcl_queue,
 }  # fmt: skip
 
 
@@ -105,6 +113,15 @@ def eager_ntxent(z1: Tensor, z2: Tensor) -> Tensor:
     return F.cross_entropy(scores, torch.arange(2 * n, device=z.device).roll(n))
 
 
+def eager_dcl(z1: Tensor, z2: Tensor) -> Tensor:
+    n = z1.shape[0]
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    scores = z @ z.T / TEMPERATURE
+    pair = torch.eye(n, dtype=torch.bool, device=z.device).repeat(2, 2)  # itself and its partner
+    negatives = scores.masked_fill(pair, float("-inf")).logsumexp(1)
+    return negatives.mean() - (z[:n] * z[n:]).sum(1).mean() / TEMPERATURE
+
+
 def eager_supcon(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
     z, labels = F.normalize(torch.cat([z1, z2]), dim=1), labels.repeat(2)
     itself = torch.eye(z.shape[0], dtype=torch.bool, device=z.device)
@@ -120,6 +137,13 @@ def eager_clip(a: Tensor, b: Tensor) -> Tensor:
     return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
 
 
+def eager_siglip(a: Tensor, b: Tensor) -> Tensor:
+    n = a.shape[0]
+    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / TEMPERATURE + SIGLIP_BIAS
+    signs = 2 * torch.eye(n, device=a.device, dtype=a.dtype) - 1
+    return -F.logsigmoid(signs * logits).sum() / n
+
+
 def eager_queue(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
     q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
     scores = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / TEMPERATURE
@@ -132,7 +156,8 @@ def _zeros(q: Tensor) -> Tensor:
 
 
 _EAGER = {
-    "ntxent": eager_ntxent, "supcon": eager_supcon, "clip": eager_clip, "queue": eager_queue
+    "ntxent": eager_ntxent, "dcl": eager_dcl, "supcon": eager_supcon, "clip": eager_clip,
+    "siglip": eager_siglip, "queue": eager_queue,
 }  # fmt: skip
 
 
@@ -245,7 +270,9 @@ PEERS = (
         "info-nce-pytorch", {"clip": peers.info_nce_clip, "queue": peers.info_nce_queue}, copies=4.0
     ),
     Contestant("lightly NTXentLoss", {"ntxent": peers.lightly}, copies=5.0),
+    Contestant("lightly DCLLoss", {"dcl": peers.lightly_dcl}, copies=5.0),
     Contestant("open_clip ClipLoss", {"clip": peers.open_clip}, copies=4.0),
+    Contestant("open_clip SigLipLoss", {"siglip": peers.open_clip_siglip}, copies=5.0),
     Contestant(
         "sentence-transformers symmetric", {"clip": peers.sentence_transformers}, copies=5.5
     ),

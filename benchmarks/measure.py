@@ -178,17 +178,20 @@ def compare(
     """Contestant -> errors and times, or the reason why it has none."""
     inputs = case.inputs(device.name)
     records: dict[str, dict] = {}
-    runs: dict[str, Callable[[], float]] = {}
+    works: dict[str, Callable[[], list[Tensor]]] = {}
     for contestant in contestants:
         step, record = admit(contestant, case, inputs, exact, device.memory())
         records[contestant.name] = record
         if step is not None:
-            work = partial(differentiate, step, contestant, inputs)
-            runs[contestant.name] = partial(device.seconds, work)
-    if runs:
+            works[contestant.name] = partial(differentiate, step, contestant, inputs)
+    if works:
+        runs = {name: partial(device.seconds, work) for name, work in works.items()}
         taken_by = interleave(runs, settings.rounds, settings.seconds, settings.least)
         for name, taken in taken_by.items():
             records[name] |= summary(taken)
+    if device is not CPU:  # whose memory only a process of its own shows: peak_memory
+        for name, work in works.items():
+            records[name]["memory_mb"] = device.peak(work) / 2**20
     return records
 
 

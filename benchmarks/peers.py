@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cases import TEMPERATURE, Case
+from .cases import SIGLIP_BIAS, TEMPERATURE, Case
 
 Step = Callable[..., Tensor]
 
@@ -51,11 +51,26 @@ def lightly(case: Case) -> Step:
     return NTXentLoss(temperature=TEMPERATURE)
 
 
+def lightly_dcl(case: Case) -> Step:
+    from lightly.loss import DCLLoss
+
+    return DCLLoss(temperature=TEMPERATURE)
+
+
 def open_clip(case: Case) -> Step:
     from open_clip.loss import ClipLoss
 
     loss = ClipLoss()
     return lambda a, b: loss(F.normalize(a, dim=1), F.normalize(b, dim=1), 1 / TEMPERATURE)
+
+
+def open_clip_siglip(case: Case) -> Step:
+    from open_clip.loss import SigLipLoss
+
+    loss = SigLipLoss()
+    return lambda a, b: loss(
+        F.normalize(a, dim=1), F.normalize(b, dim=1), 1 / TEMPERATURE, SIGLIP_BIAS
+    )
 
 
 def sentence_transformers(case: Case) -> Step:

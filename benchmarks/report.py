@@ -1,15 +1,24 @@
-"""Tables for people, JSON for machines, and one picture."""
+"""Tables for people, JSON for machines: ``python -m benchmarks.report DIR``.
+
+Prints the tables of an earlier run again and draws its pictures anew; measures nothing.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 
 _HEADER = (
     "contestant", "ms", "p10-p90", "x fastcl", "tuned ms", "x fastcl", "MB", "loss error",
     "gradient error", "% ceiling",
 )  # fmt: skip
-_LIBRARIES = "fastcl "  # what every contestant of ours begins with
+
+
+def is_ours(name: str) -> bool:
+    """Whether a contestant is a backend of fastcl."""
+    return name.startswith("fastcl ")
 
 
 def print_machine(machine: dict) -> None:
@@ -31,7 +40,9 @@ def print_machine(machine: dict) -> None:
 def ratio(records: dict[str, dict], name: str, tuned: bool = False) -> float | None:
     """Time of ``name`` over that of the first fastcl contestant, in one process."""
     chosen = {n: r.get("tuned", {}) if tuned else r for n, r in records.items()}
-    ours = next((r for n, r in chosen.items() if n.startswith(_LIBRARIES)), {})
+    if name not in chosen:
+        return None
+    ours = next((r for n, r in chosen.items() if is_ours(n)), {})
     if "median_ms" not in ours or "median_ms" not in chosen[name]:
         return None
     return chosen[name]["median_ms"] / ours["median_ms"]
@@ -40,7 +51,7 @@ def ratio(records: dict[str, dict], name: str, tuned: bool = False) -> float | N
 def of_ceiling(result: dict, name: str) -> float | None:
     """Minimal flop per second of ``name`` over the best product's, both processes' best."""
     record = result["contestants"][name]
-    if "median_ms" not in record or not name.startswith(_LIBRARIES):
+    if "median_ms" not in record or not is_ours(name):
         return None
     best = max(result["ceiling"]["best"], result["tuned_ceiling"]["best"])
     return result["flop"] / (record["median_ms"] * 1e6) / best
@@ -79,44 +90,76 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _best_peer(records: dict[str, dict]) -> str:
-    """The fastest other contestant of the tuned process, in words."""
-    others = {n: r["tuned"] for n, r in records.items() if not n.startswith(_LIBRARIES)}
-    timed = {n: t["median_ms"] for n, t in others.items() if "median_ms" in t}
-    if not timed:
-        return ""
-    best = min(timed, key=timed.get)
-    factor = ratio(records, best, tuned=True)
-    return "" if factor is None else f"best-tuned peer: {best}, {factor:.2f}x fastcl's time. "
+def fastest(records: dict[str, dict], tuned: bool) -> tuple[str, float] | None:
+    """The fastest other contestant of a process, and its time over fastcl's."""
+    factors = {n: ratio(records, n, tuned) for n in records if not is_ours(n)}
+    timed = {n: factor for n, factor in factors.items() if factor is not None}
+    return min(timed.items(), key=lambda item: item[1]) if timed else None
 
 
 def print_case(result: dict) -> None:
-    """One table: rich's if importable, else plain text; then who is missing and why."""
-    records, rows = result["contestants"], _rows(result)
-    print()
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        print(plain(result["case"], _HEADER, rows))
-    else:
-        table = Table(title=result["case"], title_justify="left")
-        for index, text in enumerate(_HEADER):
-            table.add_column(text, justify="right" if index else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        console = Console()
-        console = console if console.is_terminal else Console(width=150)
-        console.print(table)
+    """One table; then who is missing and why."""
+    records = result["contestants"]
+    _print_table(result["case"], _HEADER, _rows(result))
+    best = fastest(records, tuned=True)
+    words = f"best-tuned peer: {best[0]}, {best[1]:.2f}x fastcl's time. " if best else ""
     default, tuned = result["ceiling"], result["tuned_ceiling"]
     print(
-        f"{_best_peer(records)}torch.mm {result['dtype']}, GFLOP/s: {default['best']:.0f} "
+        f"{words}torch.mm {result['dtype']}, GFLOP/s: {default['best']:.0f} "
         f"(median {default['median']:.0f}), tuned {tuned['best']:.0f} ({tuned['median']:.0f})"
     )
     for name, record in records.items():
         for where, chosen in (("", record), (" tuned", record.get("tuned", {}))):
             if "reason" in chosen and (not where or "reason" not in record):
                 print(f"  not timed: {name}{where}: {chosen['reason']}")
+
+
+def print_overview(results: dict) -> None:
+    """One line per case: fastcl's figures, and how many times longer or larger others are."""
+    rows = []
+    for result in results["cases"]:
+        records = result["contestants"]
+        ours = next((r for n, r in records.items() if is_ours(n) and "median_ms" in r), None)
+        if ours is None:
+            continue
+        eager = records.get("eager", {}).get("memory_mb")
+        best = [fastest(records, tuned) for tuned in (False, True)]
+        rows.append(
+            (
+                result["case"],
+                f"{number(ours['median_ms'])} ({number(ours['p10_ms'])}-{number(ours['p90_ms'])})",
+                number(ours.get("memory_mb")),
+                f"{ours['gradient_error']:.0e}",
+                number(ratio(records, "eager")),
+                number(eager),
+                number(ratio(records, "torch.compile")),
+                *(f"{number(b[1])} {b[0]}" if b else "-" for b in best),
+            )
+        )
+    header = (
+        "case", "fastcl ms (p10-p90)", "MB", "grad error", "eager x", "its MB", "compiled x",
+        "fastest other x", "and tuned x",
+    )  # fmt: skip
+    _print_table("All cases; x: time over fastcl's, below 1 fastcl is slower", header, rows)
+
+
+def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """rich's table if it is importable, else plain text."""
+    print()
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(plain(title, header, rows))
+        return
+    table = Table(title=title, title_justify="left")
+    for index, text in enumerate(header):
+        table.add_column(text, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console = console if console.is_terminal else Console(width=170)
+    console.print(table)
 
 
 def plain(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -134,55 +177,46 @@ def write_json(results: dict, file: Path) -> None:
     file.write_text(json.dumps(results, indent=1) + "\n")
 
 
-# ------------------------------------------------------------------------------------- picture
+def load(folder: Path) -> dict:
+    """What an earlier run wrote: results.json, or a GPU run's peers.json in the same form.
+
+    Raises:
+        FileNotFoundError: ``folder`` holds neither.
+    """
+    file = folder / "results.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    found = json.loads((folder / "peers.json").read_text())
+    device = found["device_before"].get("device")
+    cases = [record for record in found["records"] if "contestants" in record]
+    return {"machine": found["machine"] | {"device": device}, "cases": cases}
 
 
-def _curves(results: dict) -> tuple[int, dict[str, list[tuple[int, float, float | None]]]]:
-    """NT-Xent in fp32 at the width with most sizes: contestant -> (rows, ms, MB)."""
-    cases = [c for c in results["cases"] if c["task"] == "ntxent" and c["dtype"] == "fp32"]
-    widths = [c["width"] for c in cases]
-    if not widths:
-        return 0, {}
-    width = max(sorted(set(widths)), key=widths.count)
-    curves: dict[str, list] = {}
-    for case in sorted((c for c in cases if c["width"] == width), key=lambda c: c["rows"]):
-        for name, record in case["contestants"].items():
-            if "median_ms" in record:
-                point = (case["rows"], record["median_ms"], record.get("memory_mb"))
-                curves.setdefault(name, []).append(point)
-    return width, curves
+def show(results: dict, folder: Path) -> None:
+    """The overview, and both pictures into ``folder``."""
+    from . import pictures  # which reads a table's ratios here
+
+    print_overview(results)
+    pictures.draw(results, folder)
 
 
-def draw(results: dict, file: Path) -> None:
-    """Time and peak memory of NT-Xent against the number of rows; needs matplotlib."""
-    width, curves = _curves(results)
-    if not curves:
-        return
+def main(argv: list[str] | None = None) -> int:
+    """Print every table of a folder and draw its pictures; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what --out was")
+    folder = parser.parse_args(argv).folder
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no picture: matplotlib is not installed")
-        return
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    for axes, column, label in zip(
-        figure.subplots(1, 2), (1, 2), ("time, ms", "peak memory beyond inputs, MB"), strict=True
-    ):
-        for name, points in curves.items():
-            ours = name.startswith(_LIBRARIES)
-            kept = [p for p in points if p[column]]
-            axes.plot(
-                [p[0] for p in kept], [p[column] for p in kept], marker="o", label=name,
-                linewidth=2.4 if ours else 1.3, linestyle="-" if ours else "--",
-            )  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel="rows N", ylabel=label)
-        sizes = sorted({p[0] for points in curves.values() for p in points})
-        axes.set_xticks(sizes, [str(s) for s in sizes])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    machine = results["machine"]
-    figure.suptitle(
-        f"NT-Xent forward + backward, D = {width}, fp32, {machine['threads']} threads, "
-        f"{machine['processor']}, torch {machine['torch']}"
-    )
-    figure.savefig(file, dpi=130)
+        results = load(folder)
+    except FileNotFoundError:
+        print(f"{folder} holds neither results.json nor peers.json", file=sys.stderr)
+        return 2
+    print_machine(results["machine"])
+    for result in results["cases"]:
+        if "ceiling" in result:  # a GPU's tables are in its summary.txt
+            print_case(result)
+    show(results, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

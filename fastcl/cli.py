@@ -1,4 +1,4 @@
-"""The command line: ``fastcl info | check | train | transfer | ablate``."""
+"""The command line: ``fastcl info | check | bench | train | transfer | ablate``."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         help=f"compare fastcl.compat with the installed library instead: {', '.join(PEERS)}",
     )  # fmt: skip
     commands.add_parser(
+        "bench", help="time, memory and error beside what you use now, on this machine",
+        add_help=False,
+    )  # fmt: skip
+    commands.add_parser(
         "train", help="train a method; 'fastcl train --help' says more", add_help=False
     )
     commands.add_parser(
@@ -64,6 +68,10 @@ def main(argv: list[str] | None = None) -> int:
 
         runs = {"train": command.main, "transfer": command.transfer, "ablate": command.ablate}
         return runs[arguments.command](rest)
+    if arguments.command == "bench":
+        from .benchmarks.__main__ import main as bench
+
+        return bench(rest, prog="fastcl bench")
     if rest:
         parser.error(f"unexpected arguments: {' '.join(rest)}")
     if arguments.command == "check" and arguments.against:

@@ -20,7 +20,10 @@ def modules(root, monkeypatch):
     return cases, contestants, measure
 
 
-TASKS = ["ntxent-64x32-fp32", "supcon-64x32-fp32", "clip-64x32-fp32", "queue-16x256x32-fp32"]
+TASKS = [
+    *(f"{task}-64x32-fp32" for task in ("ntxent", "dcl", "supcon", "clip", "siglip")),
+    "queue-16x256x32-fp32",
+]
 
 
 def _case(cases, name):
@@ -47,9 +50,37 @@ def test_entry_point(root, tmp_path):
             assert 0 < timed["p10_ms"] <= timed["median_ms"] <= timed["p90_ms"]
             assert timed["rounds"] == 2
         assert 0 <= record["memory_mb"] < 50
+    for picture in ("picture.png", "crossover.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
     assert case["ceiling"]["best"] > 0
     assert case["tuned_ceiling"]["best"] > 0
     assert str(root) not in json.dumps(results)
+
+
+def test_a_report_without_memory_or_tuned_times(root, tmp_path, modules, capsys):
+    """As a GPU run without memory, or another system than Linux, leaves them; and a slow fastcl."""
+    from benchmarks import report
+
+    def record(ms):
+        figures = {"median_ms": ms, "p10_ms": ms, "p90_ms": ms, "rounds": 3}
+        return figures | {"loss_error": 0.0, "gradient_error": 0.0}
+
+    case = _case(modules[0], "ntxent-64x32-fp32").describe()
+    case["contestants"] = {
+        "fastcl triton": record(4.0),
+        "eager": record(1.0),
+        "x": {"reason": "no"},
+    }
+    machine = {"processor": "p", "cores": 1, "threads": 0, "torch": "t", "fastcl": "f",
+               "date": "d", "load": 0.0}  # fmt: skip
+    found = {"machine": machine, "device_before": {"device": "a GPU"}, "records": [case, {}]}
+    (tmp_path / "peers.json").write_text(json.dumps(found))
+    assert report.main([str(tmp_path)]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if "ntxent-64x32" in x)
+    assert "0.25 eager" in line
+    for picture in ("picture.png", "crossover.png"):
+        assert (tmp_path / picture).exists()
+    assert report.main([str(tmp_path / "nowhere")]) == 2
 
 
 def test_unknown_case_names_the_known_ones(root):

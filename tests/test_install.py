@@ -42,7 +42,7 @@ def source(tmp_path, checkout):
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(checkout / name, copy)
-    for name in ("fastcl", "kernels", "csrc"):
+    for name in ("fastcl", "kernels", "benchmarks", "csrc"):
         ignored = shutil.ignore_patterns("*.so", "__pycache__", "_build_info.json")
         shutil.copytree(checkout / name, copy / name, ignore=ignored)
     return copy
@@ -70,6 +70,8 @@ def test_pure_wheel_outside_the_checkout(source, tmp_path):
     tops = {name.split("/")[0] for name in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"fastcl"}
     assert "fastcl/kernels/__init__.py" in names
+    assert "fastcl/benchmarks/gpu/__main__.py" in names
+    assert not any("results" in name for name in names)
     assert "fastcl/removed_since.py" not in names
 
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
@@ -87,6 +89,30 @@ def test_pure_wheel_outside_the_checkout(source, tmp_path):
     assert not said["top_level_kernels"]
     assert said["cpu"] == "not built: it was built with FASTCL_BUILD_CPU=0"
     assert said["finite"]
+    if sys.platform == "linux":
+        bench_from(site, elsewhere)
+
+
+def bench_from(site, elsewhere):
+    """``fastcl bench`` with the wheel and torch alone: pictures and colours are what is lost."""
+    for name in ("matplotlib", "rich"):
+        (elsewhere / f"{name}.py").write_text("raise ImportError('not here')")
+    command = [sys.executable, "-c", "from fastcl.cli import main; raise SystemExit(main())"]
+    command += ["bench", "--case", "ntxent-64x32-fp32", "--rounds", "1", "--threads", "1"]
+    command += ["--backends", "chunked", "--against", "eager"]
+    run = subprocess.run(
+        command, cwd=elsewhere, env=os.environ | {"PYTHONPATH": f"{site}:{elsewhere}"},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "no pictures: matplotlib is not installed" in run.stdout
+    written = elsewhere / "runs/benchmarks"
+    assert [file.name for file in written.iterdir()] == ["results.json"]
+    (case,) = json.loads((written / "results.json").read_text())["cases"]
+    assert set(case["contestants"]) == {"fastcl chunked", "eager"}
+    for record in case["contestants"].values():
+        assert record["median_ms"] > 0
+        assert record["memory_mb"] >= 0
 
 
 def test_build_without_a_compiler(source):
@@ -148,7 +174,7 @@ def test_a_source_distribution_is_complete(source, root):
     copied = ("Makefile", "CHANGELOG.md", "CONTRIBUTING.md")
     for name in copied:
         shutil.copy(root / name, source)
-    for name in ("tests", "benchmarks", "docs"):
+    for name in ("tests", "docs"):
         shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     expected = {
         str(path.relative_to(source)) for path in source.rglob("*")

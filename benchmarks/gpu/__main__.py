@@ -10,8 +10,8 @@
     tune          times other tiles and writes a table of configurations; runs only when named
 
 Each stage is a process of its own and ends by itself; what it did not come to, it says. DIR gets
-STAGE.json while it runs, and summary.txt. ``--toy`` takes the same way through Triton's
-interpreter at toy sizes, without a GPU.
+STAGE.json while it runs, summary.txt, and two pictures of the peers. ``--toy`` takes the same way
+through Triton's interpreter at toy sizes, without a GPU.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _in_a_process(stage: str, options: argparse.Namespace) -> int:
     """The exit code of ``stage``, run by itself; stopped with all it started if it hangs."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(options.out), "--stage", stage]
+    command = [sys.executable, "-m", __package__, "--out", str(options.out), "--stage", stage]
     command += [f"--{flag}" for flag in ("quick", "toy") if getattr(options, flag)]
     for name in ("seconds", "workers"):
         value = getattr(options, name)
@@ -74,12 +74,15 @@ def main(argv: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.toy:  # before Triton is imported
         os.environ["TRITON_INTERPRET"] = "1"
+    from .. import report
     from .stage import Stage, summarize
 
     if options.stage is None:
         stages = [stage for stage in BUDGETS if stage != "tune"]
         failed = [stage for stage in stages if _in_a_process(stage, options)]
         print(summarize(options.out))
+        if (options.out / "peers.json").exists():
+            report.show(report.load(options.out), options.out)
         print(f"failed: {', '.join(failed)}" if failed else "every stage went well")
         return 1 if failed else 0
 

@@ -49,7 +49,7 @@ def _compare(stage: Stage, settings: Settings, case: Case) -> dict:
     contestants = [c for c in settings.contestants() if case.task in c.builders]
     with products(case.dtype):
         records = measure.compare(case, contestants, truth_of(stage, case), settings, stage.device)
-    found = {"dtype": case.dtype, "contestants": records}
+    found = case.describe() | {"contestants": records}
     ours, *_ = records
     if "median_ms" not in records[ours]:
         return found | {"failed": records[ours].get("reason", "no time")}

@@ -60,7 +60,7 @@ def run(stage: Stage) -> None:
 
 def _profile(stage: Stage, name: str, case: Case) -> dict:
     ncu = find_tool("ncu")
-    command = [sys.executable, "-m", "benchmarks.gpu.profile", stage.device.name, case.task,
+    command = [sys.executable, "-m", f"{__package__}.profile", stage.device.name, case.task,
                str(case.rows), str(case.width), case.dtype, str(case.keys)]  # fmt: skip
     if ncu is not None:
         kernel = re.match(r"\w+", name)[0]

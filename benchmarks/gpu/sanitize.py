@@ -38,7 +38,7 @@ def sanitize(stage: Stage, tool: str, backend: str) -> dict:
     if reason := fastcl.backends()[backend].unavailable:
         return record | {"result": reason}
     sanitizer = find_tool("compute-sanitizer")
-    command = [sys.executable, "-m", "benchmarks.gpu.sanitize", stage.device.name, backend]
+    command = [sys.executable, "-m", f"{__package__}.sanitize", stage.device.name, backend]
     if sanitizer is not None:
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *command]
     elif not stage.toy:

@@ -68,8 +68,7 @@ def measure(stage: Stage, case: Case) -> dict:
 def _measure(stage: Stage, case: Case) -> dict:
     device, inputs = stage.device, case.inputs(stage.device.name)
     (contestant,) = fastcl_backends(("triton",))
-    record = {"task": case.task, "rows": case.rows, "keys": case.keys, "width": case.width,
-              "dtype": case.dtype}  # fmt: skip
+    record = case.describe()
     if case.scores <= _TRUTH_UP_TO:
         step, admitted = admit(contestant, case, inputs, truth_of(stage, case), device.memory())
         record |= admitted

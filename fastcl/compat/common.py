@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..distributed import ALONE, Ranks, group_of, meet
+from ..losses.common import Configured
 
 
-class CompatLoss(nn.Module):
-    """A loss with a peer's signature, whose attributes bear the names of its parameters."""
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """What the constructor took: ``type(loss)(**loss.get_config_dict())`` is its equal."""
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        return {name: getattr(self, name) for name in names}
+class CompatLoss(Configured, nn.Module):
+    """A loss with a peer's signature."""
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.get_config_dict().items())

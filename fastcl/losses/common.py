@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -225,7 +227,35 @@ def check_choice(value, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} {came}; expected one of {choices}")
 
 
-class FixedLoss(nn.Module):
+class Configured:
+    """Remembers what its constructor took, so that a loss can be written into a configuration."""
+
+    _config: dict[str, Any]
+
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        except TypeError:  # unpickling fills the instance afterwards; __init__ refuses the others
+            return self
+        bound.apply_defaults()
+        taken = dict(list(bound.arguments.items())[1:])
+        kinds = inspect.signature(cls.__init__).parameters
+        rest = [name for name in taken if kinds[name].kind is inspect.Parameter.VAR_KEYWORD]
+        for name in rest:
+            taken |= taken.pop(name)
+        taken.pop("process_group", None)  # cannot be copied or pickled: read where it is kept
+        object.__setattr__(self, "_config", taken)
+        return self
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the constructor took: ``type(loss)(**loss.get_config_dict())`` is its equal, but for
+        what training has changed since, which is in ``state_dict``."""
+        group = getattr(self, "process_group", None)
+        return {**self._config, **({} if group is None else {"process_group": group})}
+
+
+class FixedLoss(Configured, nn.Module):
     """A loss without temperature: the keyword arguments of its function, as attributes."""
 
     def __init__(self, **options):
@@ -289,7 +319,7 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-class TemperatureLoss(KeepsGroup, nn.Module):
+class TemperatureLoss(Configured, KeepsGroup, nn.Module):
     """A loss with a temperature, fixed or learnable, and a reduction.
 
     ``distributed`` and ``process_group``: see :mod:`fastcl.distributed`.

@@ -354,3 +354,16 @@ def test_forward_mode_is_refused_not_zero():
         dual = torch.autograd.forward_ad.make_dual(z1, z2)
         with pytest.raises(NotImplementedError, match="fastcl has no forward-mode derivatives"):
             f.nt_xent(dual, z2)
+
+
+@pytest.mark.parametrize("name", sorted(n for n in fastcl.__all__ if n.endswith("Loss")))
+def test_a_configuration_makes_the_same_loss(name):
+    needed = {
+        "MemoryBankLoss": (10, 4), "CMCLoss": (10, 4), "CPCLoss": (4, 5), "CPCBCELoss": (4, 5)
+    }  # fmt: skip
+    loss = getattr(fastcl, name)(*needed.get(name, ()), reduction="sum")
+    for copied in (loss, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        again = type(copied)(**copied.get_config_dict())
+        assert repr(again) == repr(loss)
+        assert again.reduction == "sum"
+        assert again.get_config_dict() == loss.get_config_dict()
