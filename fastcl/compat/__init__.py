@@ -84,8 +84,10 @@ def patch(*peers: str) -> Patch:
         A context manager that undoes it.
 
     Raises:
-        ValueError: an unknown library. ImportError: one that is not installed.
+        ValueError: an unknown library, or none at all. ImportError: one that is not installed.
     """
+    if not peers:
+        raise ValueError(f"peers is (); expected some of {tuple(PEERS)}")
     found = {peer: _replacements(peer) for peer in _known(peers) if peer not in _changes}
     for peer, pairs in found.items():
         _changes[peer] = [

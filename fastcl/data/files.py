@@ -8,7 +8,9 @@ and bytes, and it does not import beside a CPU build of PyTorch. Nothing is down
 from __future__ import annotations
 
 import gzip
+import math
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,13 +33,21 @@ def read_idx(path: Path) -> np.ndarray:
         FileNotFoundError: neither is there. ValueError: not an idx file of bytes, or cut short.
     """
     packed = path.with_name(path.name + ".gz")
-    content = path.read_bytes() if path.exists() else gzip.decompress(_bytes(packed, path))
+    if path.exists():
+        content = path.read_bytes()
+    else:
+        try:
+            content = gzip.decompress(_bytes(packed, path))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{packed}: expected a gzipped file ({error})") from error
     zeros, kind, dimensions = content[:2], content[2:3], int.from_bytes(content[3:4], "big")
     if zeros != b"\0\0" or kind != b"\x08":
         raise ValueError(f"{path}: expected an idx file of unsigned bytes, got {content[:4]!r}")
     header = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:header], ">i4")
-    return _reshaped(content[header:], tuple(shape), path)
+    if not dimensions or len(content) < header:
+        raise ValueError(f"{path}: expected a header of an idx file, got {len(content)} bytes")
+    shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
+    return _reshaped(content[header:], shape, path)
 
 
 def read_cifar(path: Path) -> dict:
@@ -47,7 +57,8 @@ def read_cifar(path: Path) -> dict:
         FileNotFoundError: it is not there. ValueError: a pickle of anything else.
     """
     try:
-        batch = _ArrayUnpickler(path.open("rb"), encoding="bytes").load()
+        with path.open("rb") as file:
+            batch = _ArrayUnpickler(file, encoding="bytes").load()
         return {key.decode(): value for key, value in batch.items()}
     except FileNotFoundError:
         raise
@@ -88,9 +99,11 @@ def mnist(root: Path, seed: int) -> Splits:
     folder = root / "MNIST" / "raw"
 
     def part(name: str) -> Images:
-        images = torch.from_numpy(read_idx(folder / f"{name}-images-idx3-ubyte")).unsqueeze(1)
-        labels = torch.from_numpy(read_idx(folder / f"{name}-labels-idx1-ubyte")).long()
-        return images, _checked(labels, images, folder)
+        images, labels = (
+            torch.from_numpy(_dimensions(read_idx(folder / f"{name}-{what}-ubyte"), number, folder))
+            for what, number in (("images-idx3", 3), ("labels-idx1", 1))
+        )
+        return images.unsqueeze(1), _checked(labels.long(), images, folder, len(_DIGITS))
 
     return _splits(part("train"), part("t10k"), _DIGITS, "MNIST", seed)
 
@@ -99,15 +112,15 @@ def cifar10(root: Path, seed: int) -> Splits:
     """CIFAR-10: 50000 training and 10000 test images [3, 32, 32], from
     ``root``/cifar-10-batches-py."""
     folder = root / "cifar-10-batches-py"
-    train = _cifar([folder / f"data_batch_{number}" for number in range(1, 6)], "labels")
-    test = _cifar([folder / "test_batch"], "labels")
+    train = _cifar([folder / f"data_batch_{number}" for number in range(1, 6)], "labels", 10)
+    test = _cifar([folder / "test_batch"], "labels", 10)
     return _splits(train, test, _names(folder / "batches.meta", "label_names"), "CIFAR-10", seed)
 
 
 def cifar100(root: Path, seed: int) -> Splits:
     """CIFAR-100 with its 100 fine labels, from ``root``/cifar-100-python."""
     folder = root / "cifar-100-python"
-    train, test = (_cifar([folder / name], "fine_labels") for name in ("train", "test"))
+    train, test = (_cifar([folder / name], "fine_labels", 100) for name in ("train", "test"))
     return _splits(train, test, _names(folder / "meta", "fine_label_names"), "CIFAR-100", seed)
 
 
@@ -120,8 +133,8 @@ def stl10(root: Path, seed: int) -> Splits:
 
     def part(name: str) -> Images:
         images = torch.from_numpy(np.ascontiguousarray(read_stl10_images(folder / f"{name}_X.bin")))
-        labels = np.frombuffer((folder / f"{name}_y.bin").read_bytes(), np.uint8)
-        return images, _checked(torch.from_numpy(labels.astype(np.int64)) - 1, images, folder)
+        labels = np.frombuffer((folder / f"{name}_y.bin").read_bytes(), np.uint8).astype(np.int64)
+        return images, _checked(torch.from_numpy(labels) - 1, images, folder, 10)
 
     names = tuple((folder / "class_names.txt").read_text().split())
     unlabelled = None
@@ -167,25 +180,51 @@ def _bytes(path: Path, wanted: Path) -> bytes:
 
 def _reshaped(content: bytes, shape: tuple[int, ...], path: Path) -> np.ndarray:
     values = np.frombuffer(content, np.uint8)
-    if len(values) != int(np.prod(shape)):
-        raise ValueError(f"{path}: expected {int(np.prod(shape))} values, got {len(values)}")
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{path}: expected {math.prod(shape)} values, got {len(values)}")
     return values.reshape(shape).copy()
 
 
-def _cifar(paths: list[Path], key: str) -> Images:
-    batches = [read_cifar(path) for path in paths]
-    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-    labels = torch.tensor([label for batch in batches for label in batch[key]])
-    return torch.from_numpy(images), _checked(labels, images, paths[0].parent)
+def _dimensions(values: np.ndarray, number: int, folder: Path) -> np.ndarray:
+    if values.ndim != number:
+        raise ValueError(
+            f"{folder}: expected images of 3 dimensions and labels of 1, got shape "
+            f"{values.shape} for one of {number}"
+        )
+    return values
+
+
+def _cifar(paths: list[Path], key: str, classes: int) -> Images:
+    images, labels = [], []
+    for path in paths:
+        batch = read_cifar(path)
+        data = batch.get("data")
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+            raise ValueError(f"{path}: expected data of N x 3072 bytes, got keys {list(batch)}")
+        images.append(data.reshape(-1, 3, 32, 32))
+        labels += _entry(batch, key, int, path)
+    folder = paths[0].parent
+    whole = np.concatenate(images)
+    return torch.from_numpy(whole), _checked(torch.tensor(labels), whole, folder, classes)
 
 
 def _names(path: Path, key: str) -> tuple[str, ...]:
-    return tuple(name.decode() for name in read_cifar(path)[key])
+    return tuple(name.decode() for name in _entry(read_cifar(path), key, bytes, path))
 
 
-def _checked(labels: torch.Tensor, images, folder: Path) -> torch.Tensor:
+def _entry(batch: dict, key: str, kind: type, path: Path) -> list:
+    values = batch.get(key)
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"{path}: expected {key}, a list of {kind.__name__}, in {list(batch)}")
+    return values
+
+
+def _checked(labels: torch.Tensor, images, folder: Path, classes: int) -> torch.Tensor:
     if len(labels) != len(images):
         raise ValueError(f"{folder}: expected a label per image, got {len(labels)}, {len(images)}")
+    outside = int(((labels < 0) | (labels >= classes)).sum())
+    if outside:
+        raise ValueError(f"{folder}: expected labels of {classes} classes, got {outside} others")
     return labels
 
 
@@ -208,8 +247,11 @@ def _read_folder(folder: Path, classes: tuple[str, ...], size: int) -> Images:
         raise ValueError(f"{folder}: expected images in its classes' folders, got none")
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     for row, (path, _) in enumerate(paths):
-        with Image.open(path) as image:
-            fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+        try:
+            with Image.open(path) as image:
+                fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
+            raise ValueError(f"{path}: expected an image ({error})") from error
         images[row] = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
     return images, torch.tensor([label for _, label in paths])
 

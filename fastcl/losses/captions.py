@@ -9,7 +9,13 @@ from torch import Tensor
 from ..ops.checks import check_features
 from ..ops.pairs import describe
 from ..ops.registry import accumulator
-from .common import FixedLoss, check_number, finish, given_scores
+from .common import (
+    FixedLoss,
+    check_number,
+    check_range,
+    finish,
+    given_scores,
+)
 
 
 def sequence_log_prob(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -17,14 +23,14 @@ def sequence_log_prob(logits: Tensor, tokens: Tensor, mask: Tensor | None = None
 
     Args:
         logits: [N, T, V], any float dtype, the scores that predict each token.
-        tokens: [N, T] integers in [0, V), the end token included.
+        tokens: [N, T] integers in [0, V), the end token included; anything where masked.
         mask: [N, T] bools, which tokens belong to the sequence (the end token does); ``None``: all.
 
     Returns:
         [N] in fp32 (fp64 for fp64 logits).
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype or shape.
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
     check_features(logits, "logits", "[N, T, V]")
     shape = logits.shape[:2]
@@ -35,8 +41,14 @@ def sequence_log_prob(logits: Tensor, tokens: Tensor, mask: Tensor | None = None
         fits = isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
         if not fits or (kind == "bools" and x.dtype != torch.bool):
             raise TypeError(f"{name} {describe(x)}; expected a tensor of {kind} {tuple(shape)}")
-        if x.shape != shape:
-            raise ValueError(f"{name} {describe(x)}; expected shape {tuple(shape)}, as logits")
+        if x.shape != shape or x.device != logits.device:
+            raise ValueError(
+                f"{name} {describe(x)}; expected shape {tuple(shape)}, as logits, on "
+                f"{logits.device}"
+            )
+    if mask is not None:  # what stands there is often no token, -100 say
+        tokens = torch.where(mask, tokens, 0)
+    check_range(tokens, "tokens", logits.shape[2], "numbers of logits' columns")
     acc = accumulator(logits.dtype)
     chosen = logits.gather(2, tokens.to(torch.int64)[:, :, None])[:, :, 0].to(acc)
     terms = chosen - torch.logsumexp(logits.to(acc), 2)

@@ -111,7 +111,44 @@ def check_vector(value, name: str, length: int, like: Tensor, floats: bool = Fal
         raise TypeError(f"{name} {describe(value)}; expected a tensor of {length} {kind}")
     if value.shape != (length,) or value.device != like.device:
         raise ValueError(f"{name} {describe(value)}; expected {length} {kind} on {like.device}")
+    if floats and can_look(value):
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise ValueError(f"{name} holds NaN or infinity {bad} times; expected finite numbers")
     return value
+
+
+def check_binary(value, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Yes or no for each entry of ``shape``, given as bools or as integers 0 and 1: bools.
+
+    Raises:
+        TypeError: the wrong dtype. ValueError: the wrong shape or device, or (looked at where that
+            is free, in eager mode on a CPU) another integer: the -1 of labels that are 1 and -1
+            would pass for a yes.
+    """
+    if not isinstance(value, Tensor) or value.is_complex() or value.is_floating_point():
+        raise TypeError(f"{name} {describe(value)}; expected a tensor of integers or bools")
+    if value.shape != shape or value.device != like.device:
+        raise ValueError(
+            f"{name} {describe(value)}; expected shape {tuple(shape)} on {like.device}"
+        )
+    if value.dtype != torch.bool and can_look(value):
+        bad = int(((value != 0) & (value != 1)).sum())
+        if bad:
+            raise ValueError(f"{name} holds {bad} integers that are not 0 or 1; expected 0 and 1")
+    return value != 0
+
+
+def check_range(index: Tensor, name: str, size: int, what: str) -> None:
+    """Integers in [0, size), looked at where that is free, in eager mode on a CPU.
+
+    Raises:
+        ValueError: some are outside.
+    """
+    if can_look(index):
+        outside = int(((index < 0) | (index >= size)).sum())
+        if outside:
+            raise ValueError(f"{name} holds {outside} outside [0, {size}); expected {what}")
 
 
 def given_scores(
@@ -122,7 +159,8 @@ def given_scores(
     """Scores of positives [N] and of their negatives [N, K] (from [N] too), in fp32 or wider.
 
     Raises:
-        TypeError: not float tensors. ValueError: shapes or devices that do not fit.
+        TypeError: not float tensors. ValueError: shapes or devices that do not fit, NaN or infinity
+            (looked at in eager mode on a CPU).
     """
     for name, scores in zip(names, (positive, negative), strict=True):
         if not isinstance(scores, Tensor) or scores.dtype not in FLOATS:
@@ -136,6 +174,13 @@ def given_scores(
             f"{names[1]} {describe(negative)}; expected [{n}] or [{n}, K] on {positive.device}, "
             f"like {names[0]}"
         )
+    for name, scores in zip(names, (positive, negative), strict=True):
+        bad = int((~torch.isfinite(scores)).sum()) if can_look(scores) else 0
+        if bad:
+            raise ValueError(
+                f"{name} holds NaN or infinity in {bad} of its {scores.numel()} scores; expected "
+                "finite scores"
+            )
     acc = accumulator(torch.promote_types(positive.dtype, negative.dtype))
     return positive.to(acc), negative.to(acc).reshape(n, -1)
 
@@ -178,7 +223,8 @@ def check_choice(value, name: str, choices: tuple[str, ...]) -> None:
         ValueError: it is not.
     """
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {choices}")
+        came = f"is {value!r}" if isinstance(value, str) else describe(value)
+        raise ValueError(f"{name} {came}; expected one of {choices}")
 
 
 class Configured:
@@ -251,8 +297,9 @@ def _positive(value: float | Tensor, name: str) -> float | Tensor:
     if not isinstance(value, Tensor):
         check_positive(value, name)
         return value
-    if value.numel() != 1 or (can_look(value) and not float(value.detach()) > 0):
-        came = f"is {value.detach()}" if value.numel() == 1 else describe(value)
+    real = value.numel() == 1 and not value.is_complex()
+    if not real or (can_look(value) and not 0.0 < float(value.detach()) < math.inf):
+        came = f"is {value.detach()}" if real else describe(value)
         raise ValueError(f"{name} {came}; expected one positive number")
     return value.reshape(())
 
@@ -438,6 +485,7 @@ def whole_loss(
 
 def smooth(losses, positive, scale, sums: Tensor, count: Tensor, label_smoothing: float) -> Tensor:
     """Label smoothing: move that share of the target to the uniform mean over all candidates."""
+    sums = torch.where(count > 0, sums, 0.0)  # differences of sums, which leave round-off
     mean = (positive + scale * sums) / (count + 1.0)
     return losses + label_smoothing * (positive - mean)
 

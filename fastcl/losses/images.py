@@ -11,8 +11,8 @@ from ..ops.pair_sums import take_rows
 from ..ops.pairs import describe
 from .common import (
     TemperatureLoss,
-    can_look,
     check_choice,
+    check_range,
     check_vector,
     finish,
     scale_of,
@@ -135,12 +135,7 @@ def conditional_contrastive(
     check_same_width(features, proxies, "features", "proxies")
     table = unit_rows(proxies, "proxies", normalize)
     labels = check_vector(labels, "labels", rows.shape[0], rows).to(torch.int64)
-    if can_look(rows):
-        outside = int(((labels < 0) | (labels >= table.shape[0])).sum())
-        if outside:
-            raise ValueError(
-                f"labels holds {outside} outside [0, {table.shape[0]}); expected rows of proxies"
-            )
+    check_range(labels, "labels", table.shape[0], "rows of proxies")
     precision = precision_of(features, proxies, None)
     own = (rows * take_rows(table, labels)).sum(1) * scale
 

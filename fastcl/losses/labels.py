@@ -8,10 +8,10 @@ from torch import Tensor
 from ..ops import Pairs, similarity_logsumexp
 from ..ops.checks import check_features, check_same_width, precision_of
 from ..ops.pair_sums import pair_sums
-from ..ops.pairs import describe
 from .common import (
     FixedLoss,
     TemperatureLoss,
+    check_binary,
     check_choice,
     check_vector,
     finish,
@@ -45,13 +45,7 @@ def zlpr(
         TypeError, ValueError: an argument of the wrong dtype, shape or device.
     """
     s = unit_rows(scores, "scores", normalize=False)
-    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
-        raise TypeError(f"targets {describe(targets)}; expected a tensor of integers or bools")
-    if targets.shape != s.shape or targets.device != s.device:
-        raise ValueError(
-            f"targets {describe(targets)}; expected shape {tuple(s.shape)} on {s.device}, as scores"
-        )
-    present = targets != 0
+    present = check_binary(targets, "targets", s.shape, s)
     zero = s.new_zeros(s.shape[0], 1)
     absent = torch.cat([zero, s.masked_fill(present, float("-inf"))], 1)
     others = torch.cat([zero, (-s).masked_fill(~present, float("-inf"))], 1)

@@ -13,6 +13,7 @@ from ..ops.checks import check_same_shape, precision_of
 from ..ops.pairs import describe
 from .common import (
     FixedLoss,
+    check_binary,
     check_choice,
     check_number,
     check_positive,
@@ -74,7 +75,7 @@ def pairwise_contrastive(
     check_choice(form, "form", FORMS)
     check_number(eps, "eps", minimum=0.0)
     check_same_shape(a, b, "a", "b")
-    similar = check_vector(similar, "similar", a.shape[0], a) != 0
+    similar = check_binary(similar, "similar", a.shape[:1], a)
     rows = unit_rows(a, "a", normalize) - unit_rows(b, "b", normalize)
     squares = rows.square().sum(1)
     if form == "squared":

@@ -14,9 +14,9 @@ from ..ops.pairs import describe
 from .common import (
     FixedLoss,
     TemperatureLoss,
+    check_binary,
     check_choice,
     check_positive,
-    check_vector,
     finish,
     scale_of,
     softmax_loss,
@@ -229,7 +229,7 @@ def cpc_bce(
     """
     check_features(predictions, "predictions", "[B, K, D]")
     _check_shape(targets, "targets", predictions, "predictions")
-    labels = check_vector(labels, "labels", predictions.shape[0], predictions) != 0
+    labels = check_binary(labels, "labels", predictions.shape[:1], predictions)
     p, z = (
         unit_rows(x.flatten(1), name, normalize=False)
         for x, name in ((predictions, "predictions"), (targets, "targets"))

@@ -13,6 +13,7 @@ from .common import (
     check_choice,
     check_number,
     check_positive,
+    check_range,
     check_vector,
     finish,
     unit_rows,
@@ -79,6 +80,7 @@ def cswm(
         alone = b == 1
     else:
         permutation = check_vector(permutation, "permutation", b, z)
+        check_range(permutation, "permutation", b, "samples of the batch")
         alone = False
 
     def energy(x: Tensor, y: Tensor) -> Tensor:

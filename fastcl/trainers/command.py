@@ -228,10 +228,14 @@ def _add_places(parser: ArgumentParser, out: str, fast: str) -> None:
 def _one_sentence(error: Exception) -> str:
     """jsonargparse's message on one line, in the form of fastcl's own where it names a type."""
     message = " ".join(str(error).split())
-    pattern = r"""Parser key "(\S+)": Expected an? <class '(\w+)'>\. Got value: (.*)"""
+    pattern = (
+        r"""Parser key "(\S+)"(?: element \d+)?: Expected an? <class '(\w+)'>\. Got value: (.*)"""
+    )
     if found := re.fullmatch(pattern, message):
         name, kind, value = found.groups()
         return f"{name}: expected {_KINDS.get(kind, kind)}, got {value!r}"
+    if found := re.fullmatch(r'Parser key "(\S+)": File does not exist: (.*)', message):
+        return f"{found[1]}: expected a file, got {found[2]}, which does not exist"
     return message
 
 

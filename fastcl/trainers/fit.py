@@ -11,11 +11,33 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fastcl.trainers.callbacks import EpochSeed, SharedNegatives
 from fastcl.trainers.experiment import Experiment
 from fastcl.trainers.folder import LAST
-from fastcl.trainers.options import RunError, TrainOptions
+from fastcl.trainers.options import RunError, TrainOptions, UsageError
+
+
+def check_machine(options: TrainOptions) -> None:
+    """Raise UsageError where this machine lacks the devices asked for; only Lightning knows."""
+    try:
+        with _quiet_lightning():
+            pl.Trainer(
+                accelerator=options.accelerator,
+                devices=options.devices,
+                strategy=options.strategy,
+                precision=options.precision,  # type: ignore[arg-type]  # checked by the options
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+            )
+    except MisconfigurationException as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"accelerator: expected what this machine has, got {options.accelerator} with "
+            f"devices = {options.devices} ({reason})"
+        ) from error
 
 
 def fit(

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fastcl.trainers.callbacks import EpochLog, RunProgressBar
 from fastcl.trainers.experiment import Experiment
-from fastcl.trainers.fit import fit
+from fastcl.trainers.fit import check_machine, fit
 from fastcl.trainers.folder import CHECKPOINTS, LOG, TENSORBOARD, RunFolder, hyper_parameters
 from fastcl.trainers.methods import METHODS, Method
 from fastcl.trainers.options import TrainOptions, UsageError, check_choice
@@ -68,6 +68,7 @@ def run(
         method = METHODS[method]
     options.check()
     _check_request(options, seeds, resume, overwrite)
+    check_machine(options)
     main = _is_main_process()
     console = console or Console(quiet=not main)
     first = _experiment(method, options, seeds[0])  # before anything is written

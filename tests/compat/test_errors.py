@@ -43,6 +43,7 @@ VIEWS = torch.randn(4, 2, 3)
         (lambda: ranking_loss([Z]), ValueError, "embeddings came 1; expected at least 2"),
         (lambda: ranking_loss([Z, Z], 0.0), ValueError, "scale is 0.0"),
         (lambda: ranking_loss([Z, Z, Z[:2]]), ValueError, r"negatives\[0\] has shape"),
+        (lambda: fastcl.patch(), ValueError, r"peers is \(\); expected some of"),
         (lambda: fastcl.patch("sklearn"), ValueError, "peer is 'sklearn'; expected one of"),
     ],
 )  # fmt: skip

@@ -79,7 +79,8 @@ def test_sequences_are_summed_with_their_end_and_without_padding():
     mask = torch.arange(5) < torch.tensor([[5], [2], [1]])
     each = torch.log_softmax(logits, 2).gather(2, tokens[:, :, None])[:, :, 0]
     torch.testing.assert_close(f.sequence_log_prob(logits, tokens), each.sum(1))
-    ours = f.sequence_log_prob(logits, tokens, mask)
+    padded = torch.where(mask, tokens, -100)  # as loaders of text mark what is no token
+    ours = f.sequence_log_prob(logits, padded, mask)
     torch.testing.assert_close(ours, torch.where(mask, each, 0.0).sum(1))
     # a confident model keeps its gradient, which a clipped probability would lose
     gap = torch.tensor([-500.0], dtype=F64, requires_grad=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -150,7 +151,8 @@ def answer(capsys, *argv):
         (["simclr", "--seeds", "1", "1"], "seeds: expected distinct integers"),
         (["simclr", "--resume", "--overwrite"], "resume and overwrite: expected at most one"),
         (["simclr", "--colour", "red"], "unrecognized arguments: --colour red"),
-        (["simclr", "--config", "absent.yaml"], "absent.yaml"),
+        (["simclr", "--config", "absent.yaml"], "absent.yaml', which does not exist"),
+        (["simclr", "--seeds", "0", "one"], "seeds: expected an integer, got 'one'"),
     ],
 )
 def test_wrong_arguments_get_one_sentence(capsys, tmp_path, monkeypatch, argv, sentence):
@@ -160,6 +162,30 @@ def test_wrong_arguments_get_one_sentence(capsys, tmp_path, monkeypatch, argv, s
     assert sentence in error
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_is_named(capsys, tmp_path):
+    code, error, _ = answer(capsys, "simclr", "--accelerator", "gpu", "--out", tmp_path / "run")
+    assert code == 2
+    assert "accelerator: expected what this machine has, got gpu with devices = 1" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_narrow_table_breaks_names_and_leaves_nothing_out():
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from fastcl.trainers.report import Report, _table
+
+    scores = {"trained": {"contrastive": 0.5, "probe@100": 0.25}, "untrained": {"contrastive": 0.1}}
+    method, options = SimpleNamespace(title="Instance"), SimpleNamespace(report_on="test")
+    experiment = SimpleNamespace(measured="scores")
+    results = {0: SimpleNamespace(scores=scores)}
+    console = Console(width=24, record=True, quiet=False, file=io.StringIO())
+    console.print(_table(Report(method, options, experiment, results, [], 0.0)))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in console.export_text()
 
 
 def test_finished_run_is_not_overwritten_unasked(capsys, finished):

@@ -71,6 +71,46 @@ def test_damaged_idx_files_are_named(tmp_path):
         mnist(tmp_path, 0)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[:9], "header of an idx file, got 9 bytes"),  # within a dimension
+        (lambda content: content[:4], "header of an idx file"),
+        (lambda content: gzip.compress(content)[:-3], r"\.gz: expected a gzipped file \(Com"),
+        (lambda content: b"<html>", r"\.gz: expected a gzipped file \(Not a gzipped file"),
+        (lambda content: content[:3] + b"\1" + content[4:8] + content[-40:], "images of 3"),
+    ],
+)  # fmt: skip
+def test_cut_and_foreign_idx_files_are_named(tmp_path, damage, message):
+    folder, _ = write_mnist(tmp_path)
+    images = folder / "train-images-idx3-ubyte"
+    damaged = damage(images.read_bytes())
+    images.unlink()
+    packed = ".gz" if "gz" in message else ""
+    images.with_name(images.name + packed).write_bytes(damaged)
+    with pytest.raises(ValueError, match=message):
+        mnist(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({b"data": np.zeros((2, 3072), np.uint8)}, "data_batch_2: expected labels, a list of int"),
+        ({b"data": np.zeros((2, 9), np.uint8), b"labels": [0, 0]}, "data_batch_2: expected data"),
+        ({b"labels": [0, 0]}, "data_batch_2: expected data of N x 3072"),
+        ({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, "labels of 10 classes, got 1"),
+    ],
+)  # fmt: skip
+def test_foreign_cifar_batches_are_named(tmp_path, batch, message):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for n in range(1, 6):
+        write_cifar(folder / f"data_batch_{n}", b"labels", 12)
+    (folder / "data_batch_2").write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(ValueError, match=message):
+        cifar10(tmp_path, 0)
+
+
 def write_cifar(path, key, count):
     pictures = GENERATOR.integers(0, 256, (count, 3072)).astype(np.uint8)
     labels = [int(label) for label in np.arange(count) % 10]
@@ -136,6 +176,9 @@ def test_stl10_is_stored_column_by_column_with_labels_from_one(tmp_path):
     assert splits.classes == ("airplane", "bird")
     (folder / "unlabeled_X.bin").unlink()
     assert torch.equal(stl10(tmp_path, 0).pretraining, splits.train.images)
+    (folder / "test_y.bin").write_bytes(b"\0\1\1")  # what torchvision calls unlabelled
+    with pytest.raises(ValueError, match=r"stl10_binary: expected labels of 10 classes, got 1 "):
+        stl10(tmp_path, 0)
     (folder / "test_X.bin").write_bytes(b"123")
     with pytest.raises(ValueError, match=r"test_X.bin: expected a multiple of 27648 bytes"):
         stl10(tmp_path, 0)
@@ -155,6 +198,10 @@ def test_image_folder(tmp_path):
     assert splits.test.images.shape == (4, 3, 16, 16)
     assert splits.test.images[:, :, 8, 8].tolist() == [[0, 0, 100]] * 2 + [[200, 0, 100]] * 2
     assert splits.test.labels.tolist() == [0, 0, 1, 1]
+    damaged = tmp_path / "train" / "dog" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"3.png: expected an image \(image file is truncated"):
+        image_folder(tmp_path, 0)
     (tmp_path / "val" / "emu").mkdir()
     with pytest.raises(ValueError, match=r"val: expected the classes of train, \('cat', 'dog'\)"):
         image_folder(tmp_path, 0)
