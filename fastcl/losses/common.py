@@ -175,8 +175,8 @@ def given_scores(
             f"like {names[0]}"
         )
     for name, scores in zip(names, (positive, negative), strict=True):
-        if can_look(scores) and not math.isfinite(scores.detach().sum(dtype=torch.float64)):
-            bad = int((~torch.isfinite(scores)).sum())
+        bad = int((~torch.isfinite(scores)).sum()) if can_look(scores) else 0
+        if bad:
             raise ValueError(
                 f"{name} holds NaN or infinity in {bad} of its {scores.numel()} scores; expected "
                 "finite scores"
@@ -485,6 +485,7 @@ def whole_loss(
 
 def smooth(losses, positive, scale, sums: Tensor, count: Tensor, label_smoothing: float) -> Tensor:
     """Label smoothing: move that share of the target to the uniform mean over all candidates."""
+    sums = torch.where(count > 0, sums, 0.0)  # differences of sums, which leave round-off
     mean = (positive + scale * sums) / (count + 1.0)
     return losses + label_smoothing * (positive - mean)
 

@@ -146,11 +146,12 @@ def _table(report: Report) -> Table:
         + (f" (mean ± sd of {seeds} seeds)" if seeds > 1 else ""),
         title_justify="left",
     )
-    table.add_column("")
+    # a narrow terminal breaks names where it must, rather than leave their ends out
+    table.add_column("", overflow="fold")
     summary = report.summary()
     metrics = list(summary["trained"])
     for metric in metrics:
-        table.add_column(metric, justify="right")
+        table.add_column(metric, justify="right", overflow="fold")
     for name, label in _labels(report).items():
         cells = [score_cell(summary[name].get(metric), seeds) for metric in metrics]
         table.add_row(label, *cells, style="bold" if name == "trained" else None)

@@ -367,3 +367,15 @@ def test_a_configuration_makes_the_same_loss(name):
         assert repr(again) == repr(loss)
         assert again.reduction == "sum"
         assert again.get_config_dict() == loss.get_config_dict()
+
+
+def test_smoothing_over_no_negatives_is_exactly_nothing():
+    """Sums of class sums leave round-off where nothing remains to be summed."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        z1, z2 = (torch.randn(3, 2, requires_grad=True) for _ in range(2))
+        ids = torch.zeros(3, dtype=torch.long)
+        for loss in (f.nt_xent, f.clip):
+            value = loss(z1, z2, 1.0, ids=ids, label_smoothing=0.5)
+            assert float(value.detach()) == 0.0
+            assert all(not g.any() for g in torch.autograd.grad(value, (z1, z2)))

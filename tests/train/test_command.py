@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -169,6 +170,22 @@ def test_a_device_that_is_not_there_is_named(capsys, tmp_path):
     assert code == 2
     assert "accelerator: expected what this machine has, got gpu with devices = 1" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_narrow_table_breaks_names_and_leaves_nothing_out():
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from fastcl.trainers.report import Report, _table
+
+    scores = {"trained": {"contrastive": 0.5, "probe@100": 0.25}, "untrained": {"contrastive": 0.1}}
+    method, options = SimpleNamespace(title="Instance"), SimpleNamespace(report_on="test")
+    experiment = SimpleNamespace(measured="scores")
+    results = {0: SimpleNamespace(scores=scores)}
+    console = Console(width=24, record=True, quiet=False, file=io.StringIO())
+    console.print(_table(Report(method, options, experiment, results, [], 0.0)))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in console.export_text()
 
 
 def test_finished_run_is_not_overwritten_unasked(capsys, finished):

@@ -330,7 +330,7 @@ METHODS = (
     Method(
         name="rotation",
         title="Rotation",
-        summary="which of four ways up is the image?",
+        summary="tells which of four ways up an image is",
         options=RotationOptions,
         module="fastcl.trainers.rotation",
         fast={"epochs": 30, "warmup_epochs": 3},
@@ -338,7 +338,7 @@ METHODS = (
     Method(
         name="jigsaw",
         title="Jigsaw",
-        summary="in which order were the tiles of the image shuffled?",
+        summary="tells in which order the tiles of an image were shuffled",
         options=JigsawOptions,
         module="fastcl.trainers.jigsaw",
         fast={"epochs": 15, "warmup_epochs": 2},
