@@ -337,7 +337,7 @@ def finish(
             top = tl.where(total > 0, high * LN2, -float("inf"))
         if MEAN:
             average = average / tl.where(total > 0, total, 1.0)[:, None]
-        result = tl.where(total > 0, result, -float("inf"))
+        result = tl.where(total == 0, -float("inf"), result)  # what is no number stays none
         tl.store(offset, float("nan"))
     tl.store(logsum + index, result, mask=inside)
     if MAXIMA:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_every_stage(root, tmp_path):
         assert {"fastcl triton", "eager"} <= set(record["contestants"])
         assert record["best_ratio"] > 0
     kinds = {r["kind"] for r in found["cuda"]["records"]}
-    assert kinds == {"ring", "race"}
+    assert kinds == {"first", "ring", "race"}
     assert all("reason" not in r.get("triton", {}) for r in found["cuda"]["records"])
 
 
@@ -97,6 +98,22 @@ def test_a_stage_that_hangs_or_dies_costs_itself_only(root, tmp_path, monkeypatc
     ran = [line.split()[5] for line in calls]
     assert ran == ["correctness", "sanitize", "peers", "cuda", "profile"]
     assert all("--quick" in line for line in calls)
+
+
+def test_a_kernel_that_hangs_is_named(root, monkeypatch):
+    """Nothing answers at once: the time limit is what is left of a hang without a device."""
+    monkeypatch.syspath_prepend(str(root))
+    monkeypatch.chdir(root)
+    from benchmarks.gpu import cuda
+
+    monkeypatch.setattr(cuda, "_PATIENCE", 0.01)
+    records = []
+    stage = SimpleNamespace(
+        toy=True, device=SimpleNamespace(name="cpu"), chosen=lambda forms, _: forms,
+        add=records.append,
+    )  # fmt: skip
+    assert cuda.first_light(stage, "chunked") == {"enqueue"}
+    assert "no answer" in records[0]["failed"]
 
 
 def test_counters_are_read_from_the_longest_launch(root, monkeypatch):

@@ -158,11 +158,25 @@ inline int multiprocessors() {
   return count;
 }
 
+// Let a kernel's blocks have `shared` bytes, which must be asked for beyond 48 KiB; null, or why not.
+// It is always as much as the device gives, lest threads that launch one kernel in two sizes take it
+// from each other. Looking a kernel up also makes the device's context this thread's, if it has none.
+template <class... P>
+const char* allow_shared(void (*kernel)(P...), size_t shared) {
+  if (shared <= 48 * 1024) return nullptr;
+  int device = 0, most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 // How many blocks of `threads` threads with `shared` bytes one multiprocessor holds at a time.
 template <class... P>
 int blocks_per_multiprocessor(void (*kernel)(P...), int threads, size_t shared) {
   int count = 0;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+  if (allow_shared(kernel, shared)) return 0;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, shared);
   return count;
 }
@@ -172,21 +186,18 @@ int blocks_per_multiprocessor(void (*kernel)(P...), int threads, size_t shared) 
 template <class... P, class... A>
 const char* launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, Stream stream,
                    bool cooperative, A... arguments) {
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           (int)shared);
-  if (error == cudaSuccess) {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = cooperative;
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    error = cudaLaunchKernelEx(&config, kernel, P(arguments)...);
-  }
+  if (const char* error = allow_shared(kernel, shared)) return error;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = cooperative;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, P(arguments)...);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

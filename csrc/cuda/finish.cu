@@ -60,7 +60,7 @@ FASTCL_DEVICE void redo(Shared& shared, const Finish& f, const Skips& skips, i64
   sum = Running();
   for (int w = 0; w < kWarps; ++w) sum.add(shared.tops[w], shared.totals[w]);
   if (thread == 0)
-    f.logsum[row] = sum.total > 0 ? (log2(sum.total) + sum.top) * kLn2 : -INFINITY;
+    f.logsum[row] = sum.total == 0 ? -INFINITY : (log2(sum.total) + sum.top) * kLn2;
   if (!f.mean) return;
   float mean = 0;
   for (int first = 0; first < m; first += kThreads) {
@@ -75,7 +75,7 @@ FASTCL_DEVICE void redo(Shared& shared, const Finish& f, const Skips& skips, i64
     }
     sync_threads();
   }
-  if (thread < d) f.mean[row * d + thread] = sum.total > 0 ? mean / sum.total : 0;
+  if (thread < d) f.mean[row * d + thread] = sum.total == 0 ? 0 : mean / sum.total;
 }
 
 template <class T>
@@ -109,13 +109,13 @@ __global__ void __launch_bounds__(kThreads)
       if (r >= n) break;
       float mean = f.mean[place];
       for (int i = 1; i < parts; ++i) mean += f.parts[(i - 1) * n * d + place];
-      const float total = shared.total[at / d];
-      f.mean[place] = total > 0 ? mean / total : 0;
+      f.mean[place] = mean / shared.total[at / d];  // of a sum that was lost, see below
     }
   }
   for (int r = 0; r < kRows && first + r < n; ++r) {
     const float total = shared.total[r];
-    if (total >= kLost && total < INFINITY) {
+    // what is not a number stays so: no other offset would make it one
+    if ((total >= kLost && total < INFINITY) || total != total) {
       if (thread == r) f.logsum[first + r] = (log2(total) + fixed) * kLn2;
       continue;
     }

@@ -190,7 +190,8 @@ FASTCL_MULTIPLY_HELD(f16, 256, 128, 128, 129, 130, 131, 132, 133)
 #undef FASTCL_C32
 
 // What copy_panel needs to know of a matrix [rows, columns] of 16-bit numbers, rows `stride` numbers
-// apart: the address and the stride in bytes are multiples of 16. Null, or why not.
+// apart: the address and the stride in bytes are multiples of 16. Null, or why not. The driver wants
+// a context, which a thread that has launched nothing yet, such as autograd's, gets by allow_shared.
 inline const char* describe(TensorMap* map, bool is_bf16, const void* matrix, i64 rows, i64 columns,
                             i64 stride, int panel_rows) {
   static const auto encode = [] {

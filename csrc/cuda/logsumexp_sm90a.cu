@@ -337,13 +337,14 @@ template <class T, int D>
 const char* launch_sweep(const Pairing& p, const Sweep& sweep, Stream stream) {
   TensorMap own, other;
   const bool is_bf16 = p.type == Type::bf16;
-  const char* error =
-      describe(&own, is_bf16, p.own.data, p.own.count, p.d, p.own.stride, kTile);
+  const auto kernel = sweep_kernel<T, D>;
+  const char* error = allow_shared(kernel, sizeof(Memory<D>));
+  if (!error) error = describe(&own, is_bf16, p.own.data, p.own.count, p.d, p.own.stride, kTile);
   if (!error)
     error = describe(&other, is_bf16, p.other.data, p.other.count, p.d, p.other.stride, kTile);
   if (error) return error;
-  return launch(sweep_kernel<T, D>, dim3(sweep.schedule.workers), kThreads, sizeof(Memory<D>),
-                stream, false, own, other, sweep);
+  return launch(kernel, dim3(sweep.schedule.workers), kThreads, sizeof(Memory<D>), stream, false,
+                own, other, sweep);
 }
 
 template <class T>

@@ -345,12 +345,14 @@ const char* launch_product(const Pairing& p, const Sweep& sweep, Stream stream) 
   TensorMap own, other;
   const bool is_bf16 = p.type == Type::bf16;
   const int rows = Memory<D, weight>::kTile;
-  const char* error = describe(&own, is_bf16, p.own.data, p.own.count, p.d, p.own.stride, rows);
+  const auto kernel = product_kernel<T, D, weight>;
+  const char* error = allow_shared(kernel, sizeof(Memory<D, weight>));
+  if (!error) error = describe(&own, is_bf16, p.own.data, p.own.count, p.d, p.own.stride, rows);
   if (!error)
     error = describe(&other, is_bf16, p.other.data, p.other.count, p.d, p.other.stride, rows);
   if (error) return error;
-  return launch(product_kernel<T, D, weight>, dim3(sweep.schedule.workers), kThreads,
-                sizeof(Memory<D, weight>), stream, false, own, other, sweep);
+  return launch(kernel, dim3(sweep.schedule.workers), kThreads, sizeof(Memory<D, weight>), stream,
+                false, own, other, sweep);
 }
 
 template <class T, Weight weight>

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastcl.data.code_search import load_code_search
     from fastcl.data.digits import load_digit_splits
     from fastcl.data.files import DATA_SETS
+    from fastcl.data.pairs import PairBatches
     from fastcl.data.render import WORLDS
     from fastcl.data.scenes import load_scenes
     from fastcl.data.sequences import digit_sequences
@@ -29,6 +30,7 @@ __all__ = [
     "Augment",
     "ClassBalancedBatches",
     "EpochShuffledBatches",
+    "PairBatches",
     "Split",
     "Splits",
     "TwoViews",
@@ -47,6 +49,7 @@ _HOMES = {  # name -> its module here, and what that needs of the extra
     "ClassBalancedBatches": ("classes", "numpy"),
     "DATA_SETS": ("files", "sklearn"),
     "EpochShuffledBatches": ("batches", "numpy"),
+    "PairBatches": ("pairs", "numpy"),
     "RECIPES": ("views", "kornia"),
     "Split": ("splits", "numpy"),
     "Splits": ("splits", "numpy"),

@@ -14,6 +14,7 @@ from fastcl.evaluation.retrieval import (
     retrieval_scores,
     uniformity,
     verification_auc,
+    verification_roc,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "retrieval_scores",
     "uniformity",
     "verification_auc",
+    "verification_roc",
 ]
 
 

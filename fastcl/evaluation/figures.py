@@ -205,6 +205,55 @@ def classifier_curves(
     _save(figure, path)
 
 
+def pair_distances(
+    stages: Mapping[int, tuple[torch.Tensor, torch.Tensor]], *, path: Path, most: int = 6
+) -> None:
+    """Histograms of the distances of pairs within a class and between classes, by epoch.
+
+    Args:
+        stages: number of epochs done to the two kinds' distances [N] and [M].
+        path: PNG file.
+        most: of the epochs that are shown, evenly spaced, the first and the last among them.
+    """
+    chosen = np.unique(np.linspace(0, len(stages) - 1, min(most, len(stages))).round().astype(int))
+    shown = {epochs: stages[epochs] for epochs in np.array(sorted(stages))[chosen].tolist()}
+    figure, axes = _figure(1, len(shown), size=(2.9 * len(shown), 3.2))
+    furthest = max(distances.max().item() for pair in shown.values() for distances in pair)
+    edges = np.linspace(0.0, 1.02 * furthest or 1.0, 41)
+    for axis, (epochs, pair) in zip(axes.flat, shown.items(), strict=True):
+        for colour, name, distances in zip(_COLOURS, ("within", "between"), pair, strict=False):
+            axis.hist(distances.numpy(), edges, color=colour, alpha=0.7, density=True, label=name)
+        axis.set_title(f"{epochs} epochs", loc="left")
+        axis.set_xlabel("distance")
+        axis.set_yticks([])
+    axes[0, 0].legend(frameon=False, fontsize=8, title="classes", title_fontsize=8)
+    _save(figure, path)
+
+
+def roc_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, path: Path) -> None:
+    """Shares of true positives over those of false ones, the latter on a logarithmic axis.
+
+    Args:
+        curves: name to (false positives [T], true positives [T]), fractions, drawn in %.
+        path: PNG file.
+    """
+    figure, axes = _figure(1, 1, size=(5.6, 4.4))
+    axis = axes[0, 0]
+    for colour, (name, (false, true)) in zip(_cycle(len(curves)), curves.items(), strict=True):
+        axis.step(100 * false, 100 * true, color=colour, lw=1.6, where="post", label=name)
+    chance = np.linspace(0.1, 100.0, 200)
+    axis.plot(chance, chance, color=_GREY, lw=1.0, ls="--", label="chance")
+    axis.set_xscale("log")
+    axis.set_xlim(0.1, 100)
+    axis.set_ylim(0, 102)
+    axis.set_xlabel("pairs of different labels accepted, %")
+    axis.set_ylabel("pairs of equal labels accepted, %")
+    axis.set_title("Verification of pairs", loc="left")
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
 def embedding(
     stages: Mapping[str, torch.Tensor],
     labels: torch.Tensor,

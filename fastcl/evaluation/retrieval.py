@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -87,6 +88,27 @@ def verification_auc(
     """
     from sklearn.metrics import roc_auc_score
 
+    return float(roc_auc_score(*_verified_pairs(features, labels, pairs, seed)))
+
+
+def verification_roc(
+    features: torch.Tensor, labels: torch.Tensor, *, pairs: int = 20000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The curve whose area is :func:`verification_auc`: shares of pairs of different labels (false
+    positives) and of equal labels (true positives) above each threshold, from (0, 0) to (1, 1).
+
+    Arguments and errors are those of :func:`verification_auc`.
+    """
+    from sklearn.metrics import roc_curve
+
+    false, true, _ = roc_curve(*_verified_pairs(features, labels, pairs, seed))
+    return false, true
+
+
+def _verified_pairs(
+    features: torch.Tensor, labels: torch.Tensor, pairs: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of drawn pairs of different rows, whether their labels are equal, and their cosines."""
     generator = torch.Generator().manual_seed(seed)
     n = len(features)
     first = torch.randint(n, (pairs,), generator=generator)
@@ -98,8 +120,7 @@ def verification_auc(
             f"got {int(same.sum())} equal"
         )
     unit = F.normalize(features, dim=1).cpu()
-    cosines = (unit[first] * unit[second]).sum(1)
-    return float(roc_auc_score(same.numpy(), cosines.numpy()))
+    return same.numpy(), (unit[first] * unit[second]).sum(1).numpy()
 
 
 def alignment(first: torch.Tensor, second: torch.Tensor) -> float:

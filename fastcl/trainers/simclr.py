@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
-from fastcl import NTXentLoss
+from fastcl import DCLLoss, DCLWLoss, DebiasedLoss, HardNegativeLoss, NTXentLoss
 from fastcl.data.batches import EpochShuffledBatches
 from fastcl.encoders import check_fit
 from fastcl.trainers import images
@@ -19,9 +19,17 @@ from fastcl.trainers.methods.images import SimCLROptions
 from fastcl.trainers.optim import configure_optimizers
 from fastcl.trainers.options import Optimization
 
+LOSSES = {
+    "nt_xent": NTXentLoss,
+    "dcl": DCLLoss,
+    "dclw": DCLWLoss,
+    "debiased": DebiasedLoss,
+    "hard_negative": HardNegativeLoss,
+}
+
 
 class SimCLR(pl.LightningModule):
-    """Encoder and projection head trained with NT-Xent.
+    """Encoder and projection head trained with NT-Xent, or another loss of two views.
 
     Batches are images [B, C, H, W], floating point in [0, 1] or uint8.
 
@@ -29,7 +37,8 @@ class SimCLR(pl.LightningModule):
         encoder: images [B, C, H, W] to features [B, D].
         head: features [B, D] to projections [B, P].
         views: images to two augmented batches of the same shape.
-        temperature: of NT-Xent.
+        temperature: of the loss.
+        loss: a name in ``LOSSES``.
         normalize: compare directions; otherwise dot products.
         view_noise: share of the pairs whose second view shows another image.
         optimization: optimizer and schedule.
@@ -48,6 +57,7 @@ class SimCLR(pl.LightningModule):
         views: nn.Module,
         *,
         temperature: float = 0.5,
+        loss: str = "nt_xent",
         normalize: bool = True,
         view_noise: float = 0.0,
         optimization: Optimization = Optimization(),  # noqa: B008  # frozen
@@ -57,7 +67,7 @@ class SimCLR(pl.LightningModule):
         self.encoder = encoder
         self.head = head
         self.views = views
-        self.loss = NTXentLoss(temperature, normalize=normalize, return_metrics=True)
+        self.loss = LOSSES[loss](temperature, normalize=normalize, return_metrics=True)
         self.view_noise = view_noise
         self.optimization = optimization
 
@@ -88,6 +98,7 @@ def experiment(options: SimCLROptions, seed: int) -> Experiment:
         head,
         images.views(options, splits),
         temperature=options.temperature,
+        loss=options.loss,
         normalize=options.normalize,
         view_noise=options.view_noise,
         optimization=options,
@@ -99,5 +110,9 @@ def experiment(options: SimCLROptions, seed: int) -> Experiment:
         splits,
         seed,
         batches=EpochShuffledBatches(splits.pretraining, options.batch_size, seed),
-        levels={"loss": math.log(candidates), "contrastive_accuracy": 1 / candidates},
+        levels={
+            "contrastive_accuracy": 1 / candidates,
+            # the other losses' chance is another
+            **({"loss": math.log(candidates)} if options.loss == "nt_xent" else {}),
+        },
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
@@ -13,7 +16,8 @@ from fastcl.data.digits import load_digit_splits
 from fastcl.data.splits import Split
 from fastcl.encoders import SmallCNN
 from fastcl.evaluation.features import calibrate_batch_norm, extract_features
-from fastcl.evaluation.retrieval import retrieval_scores, verification_auc
+from fastcl.evaluation.figures import roc_curves
+from fastcl.evaluation.retrieval import retrieval_scores, verification_auc, verification_roc
 from fastcl.trainers.callbacks import log_batch
 from fastcl.trainers.experiment import Experiment
 from fastcl.trainers.methods.metric import TripletOptions
@@ -57,8 +61,9 @@ class Triplet(pl.LightningModule):
         self, batch: tuple[torch.Tensor, torch.Tensor], batch_index: int
     ) -> torch.Tensor:
         images, labels = batch
-        loss, metrics = self.loss(self(images), labels)
-        log_batch(self, len(images), loss, metrics)
+        features = self(images)
+        loss, metrics = self.loss(features, labels)
+        log_batch(self, len(images), loss, {**metrics, **mean_distances(features, labels)})
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -78,6 +83,16 @@ def experiment(options: TripletOptions, seed: int) -> Experiment:
         optimization=options,
     )
     calibrate_batch_norm(module, splits.train.images)
+
+    def figures(module: Triplet, folder: Path) -> list[str]:
+        embeddings = {
+            "trained": extract_features(module, scored.images),
+            "raw pixels": scored.images.flatten(1),
+        }
+        curves = {name: verification_roc(x, scored.labels) for name, x in embeddings.items()}
+        roc_curves(curves, path=folder / "roc.png")
+        return ["roc.png"]
+
     return Experiment(
         module=module,
         batches=ClassBalancedBatches(
@@ -92,7 +107,25 @@ def experiment(options: TripletOptions, seed: int) -> Experiment:
         measured="Digits whose nearest neighbour has their label; area under the ROC of pairs",
         data="handwritten digits of scikit-learn with their labels",
         references={"raw pixels": metric_scores(scored.images.flatten(1), scored.labels)},
+        figures=figures,
     )
+
+
+@torch.no_grad()
+def mean_distances(features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Mean squared distances of unit rows [N, D], over pairs of one label and of two.
+
+    Dot products of all pairs sum to squared lengths of sums of rows, so no pair is visited.
+    """
+    unit = F.normalize(features, dim=1)
+    _, place, counts = labels.unique(return_inverse=True, return_counts=True)
+    sums = unit.new_zeros(len(counts), unit.shape[1]).index_add(0, place, unit)
+    within, n = sums.square().sum(), len(unit)
+    same = counts.square().sum()
+    return {
+        "positive_distance": 2 - 2 * (within - n) / (same - n),
+        "negative_distance": 2 - 2 * (unit.sum(0).square().sum() - within) / (n * n - same),
+    }
 
 
 def metric_scores(features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

@@ -117,6 +117,7 @@ struct Machine {
   Barrier grid;
   int threads = 0;        // alive in this launch
   bool progress = false;  // since the scheduler last looked
+  bool has_context = false;  // each launch comes from a new thread, as far as this is concerned
 };
 inline Machine machine;
 
@@ -451,6 +452,11 @@ T atomicAdd(T* to, T value) {
 inline int multiprocessors() { return emulation::settings.multiprocessors; }
 
 template <class... P>
+const char* allow_shared(void (*)(P...), size_t shared) {
+  if (shared > 48 * 1024) emulation::machine.has_context = true;
+  return nullptr;
+}
+template <class... P>
 int blocks_per_multiprocessor(void (*)(P...), int, size_t shared) {
   return shared > emulation::settings.shared_limit ? 0
                                                    : emulation::settings.blocks_per_multiprocessor;
@@ -466,6 +472,7 @@ const char* launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, 
   const size_t count = (size_t)grid.x * grid.y * grid.z;
   if (cooperative && count > (size_t)(settings.multiprocessors * settings.blocks_per_multiprocessor))
     return "too many blocks in cooperative launch";
+  machine.has_context = false;
   blockDim = dim3(threads);
   gridDim = grid;
   machine.body = [&] { kernel(P(arguments)...); };

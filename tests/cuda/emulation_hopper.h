@@ -314,6 +314,7 @@ void multiply_held(T, float (&c)[count], const u32 (&a)[size], u64 b, bool accum
 
 inline const char* describe(TensorMap* map, bool, const void* matrix, i64 rows, i64 columns,
                             i64 stride, int panel_rows) {
+  if (!emulation::machine.has_context) return "the driver's thread has no context";
   if ((uintptr_t)matrix % 16 || stride % 8 || rows < 1 || columns < 1 || panel_rows > 256)
     return "the driver refuses the matrix's tensor map";
   *map = {static_cast<const unsigned char*>(matrix), rows, columns, stride, panel_rows};

@@ -3,9 +3,10 @@
     python tests/cuda/lint.py
 
 fails on spilled registers, on tensor-core instructions that the assembler had to serialise, on any
-other warning, on an object that lacks one of its architectures, and on a kernel of a NAME_sm90a.cu
-that multiplies without the warp group's instruction. Needs nvcc and cuobjdump, no GPU; without them
-it says so and judges nothing.
+other warning, on an object that lacks one of its architectures, on shared memory of fixed size, and
+on a kernel of a NAME_sm90a.cu that multiplies without the warp group's instruction or starts with
+other registers than its warp groups hand around. Needs nvcc and cuobjdump,
+no GPU; without them it says so and judges nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# per thread, as launch bounds of 384 threads give; with fewer, a warp group that takes more waits
+# for ever
+REGISTERS = 65536 // 384 // 8 * 8
 SERIALISED = re.compile(r"C75\d\d|serializ|Potential Performance Loss")
 
 
@@ -29,7 +33,7 @@ class Kernel:
     name: str
     arch: str
     registers: int = 0
-    shared: int = 0  # bytes, of fixed size; the launch may ask for more
+    shared: int = 0  # bytes, of fixed size: a launch is allowed all there is, and leaves none
     spills: int = 0
     products: int | None = None  # HGMMA instructions, where they are wanted
     breaches: list[str] = field(default_factory=list)
@@ -56,6 +60,8 @@ def parse_log(text: str) -> tuple[list[Kernel], list[str]]:
     for one in kernels.values():
         if one.spills:
             one.breaches.append(f"spills {one.spills} bytes")
+        if one.shared:
+            one.breaches.append(f"fixes {one.shared} bytes of shared memory")
     return list(kernels.values()), complaints
 
 
@@ -107,6 +113,8 @@ def judge(source: Path, archs: list[str], log: str, dump) -> tuple[list[Kernel],
             kernel.products = counts.get(kernel.name, 0)
             if not kernel.products:
                 kernel.breaches.append("no HGMMA instruction")
+            if kernel.registers != REGISTERS:
+                kernel.breaches.append(f"starts with {kernel.registers} registers")
     return kernels, breaches
 
 

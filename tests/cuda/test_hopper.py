@@ -175,6 +175,25 @@ def test_lengths_apart_from_one(emulated):
         torch.testing.assert_close(result.double(), truth, rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_not_a_number_stays_so(emulated):
+    """One broken entry: never an empty sum, which would pass unseen, and no other row's concern."""
+    problem = Problem(70, 90, 16, torch.bfloat16, 0.1, [])
+    for entry in (float("nan"), float("inf")):
+        problem.queries[5, 3] = entry
+        machine = Machine(emulated, 2)
+        rows, columns, offset = problem.logsumexp(machine, columns=True)
+        mean_rows, mean, _ = machine.mean(problem.queries, problem.keys, problem.scale, [])
+        others = torch.arange(70) != 5
+        for sums in (rows, mean_rows):
+            assert sums[5].isnan()
+            check_sums(sums[others], problem.truth()[0][others], problem.scale)
+        assert mean[5].isnan().all()
+        assert mean[others].isfinite().all()
+        assert not columns.isneginf().any()
+        gradients = problem.products(machine, rows, columns, offset)
+        assert all(gradient[5].isnan().any() for gradient in gradients[:1])
+
+
 def test_any_order_of_events_gives_the_same_bits(emulated):
     """Threads, copies and products in other orders: one result, and none that is not a number."""
     problem = Problem(600, None, 136, torch.bfloat16, 0.1, [0])

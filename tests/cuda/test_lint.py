@@ -11,13 +11,13 @@ ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_Z5sweepv' for 'sm_80'
 ptxas info    : Function properties for _Z5sweepv
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 168 registers, used 3 barriers, 2048 bytes smem, 488 bytes cmem[0]
+ptxas info    : Used 90 registers, used 3 barriers, 488 bytes cmem[0]
 ptxas info    : Compiling entry function '_Z5sweepv' for 'sm_90a'
 ptxas info    : Function properties for _Z5sweepv
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Function properties for _Z6helperv
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 90 registers, used 1 barriers
+ptxas info    : Used 168 registers, used 1 barriers
 """
 SPILLED = LOG.replace(
     "_Z6helperv\n    0 bytes stack frame, 0 bytes spill stores, 0",
@@ -65,8 +65,13 @@ def test_a_clean_report(judge):
     kernels, breaches = judge(LOG)
     assert breaches == []
     assert [kernel.breaches for kernel in kernels.values()] == [[], []]
-    assert (kernels["sm_80"].registers, kernels["sm_80"].shared) == (168, 2048)
-    assert (kernels["sm_90a"].registers, kernels["sm_90a"].shared) == (90, 0)
+    assert (kernels["sm_80"].registers, kernels["sm_90a"].registers) == (90, 168)
+
+
+def test_fixed_shared_memory(judge):
+    kernels, _ = judge(LOG.replace("3 barriers", "3 barriers, 2048 bytes smem"))
+    assert kernels["sm_80"].breaches == ["fixes 2048 bytes of shared memory"]
+    assert kernels["sm_90a"].breaches == []
 
 
 def test_spills_of_a_function_that_a_kernel_calls_are_its_own(judge):
@@ -99,4 +104,6 @@ def test_a_kernel_for_sm_90a_multiplies_with_wgmma(judge):
     assert (kernels["sm_90a"].products, kernels["sm_90a"].breaches, breaches) == (2, [], [])
     kernels, _ = judge(log, **only, code=CODE.replace("HGMMA", "HMMA"))
     assert kernels["sm_90a"].breaches == ["no HGMMA instruction"]
+    kernels, _ = judge(log.replace("168", "160"), **only)
+    assert kernels["sm_90a"].breaches == ["starts with 160 registers"]
     assert judge("", **only)[1] == ["holds no kernel"]

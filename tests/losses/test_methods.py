@@ -189,3 +189,79 @@ def test_extreme_temperatures_are_finite(temperature):
     for loss in losses:
         assert torch.isfinite(loss)
         assert torch.isfinite(torch.autograd.grad(loss, x)[0]).all()
+
+
+class Codes(torch.nn.Module):
+    """Gaussian codes of Gaussian inputs, for which I(x; z) has a closed form."""
+
+    def __init__(self, width, codes):
+        super().__init__()
+        self.map = torch.nn.Linear(width, codes, bias=False, dtype=F64)
+        self.log_std = torch.nn.Parameter(torch.zeros(codes, dtype=F64))
+
+    def forward(self, x):
+        mean = self.map(x)
+        return mean, self.log_std.exp().expand_as(mean)
+
+    def information(self, covariance):
+        """I(x; z) = 1/2 ln det(1 + S^-2 W C W^T) in nats, whatever was trained."""
+        weight = self.map.weight.detach() / self.log_std.detach().exp()[:, None]
+        return 0.5 * torch.logdet(torch.eye(len(weight)) + weight @ covariance @ weight.T).item()
+
+
+def trained_codes(compression, beta):
+    """Two noisy views of a signal (of four inputs, two are noise alone); seed and steps fixed."""
+    torch.manual_seed(0)
+    codes = Codes(4, 2)
+    judge = torch.nn.Linear(2, 2, dtype=F64)
+    optimizer = torch.optim.Adam([*codes.parameters(), *judge.parameters()], lr=0.02)
+    for _ in range(250):
+        signal = torch.randn(128, 2, dtype=F64)
+        first, second = (
+            torch.cat([signal, torch.zeros_like(signal)], 1)
+            + torch.randn(128, 4, dtype=F64) * torch.tensor([0.3, 0.3, 1.0, 1.0])
+            for _ in range(2)
+        )
+        (mean1, std1), (mean2, std2) = codes(first), codes(second)
+        z1, z2 = (m + s * torch.randn_like(m) for m, s in ((mean1, std1), (mean2, std2)))
+        if compression == "vib":
+            label = (signal[:, 0] > 0).long()
+            loss = torch.nn.functional.cross_entropy(judge(z1), label)
+            loss = loss + beta * f.vib_compression(mean1, std1)
+        else:
+            loss = f.info_nce(z1, z2, temperature=1.0, normalize=False)
+            loss = loss + beta * f.mib_compression(mean1, std1, mean2, std2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return codes.information(torch.diag(torch.tensor([1.09, 1.09, 1.0, 1.0], dtype=F64)))
+
+
+@pytest.mark.parametrize("compression", ["vib", "mib"])
+def test_compression_lowers_what_codes_know_of_noisy_views(compression):
+    free, some, much = (trained_codes(compression, beta) for beta in (0.0, 0.03, 1.0))
+    assert free > some + 0.1 > much + 0.2 > 0.1
+
+
+def test_generator_and_discriminator_take_finite_steps():
+    """A toy CUT and a toy ContraGAN: gradients are finite and reach whom they should."""
+    torch.manual_seed(0)
+    images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
+    generator = torch.nn.Conv2d(1, 1, 3, padding=1)
+    trunk = torch.nn.Conv2d(1, 8, 4, stride=4)
+    judge, proxies = torch.nn.Linear(8, 1), torch.nn.Embedding(3, 8)
+    theirs = [*trunk.parameters(), *judge.parameters(), *proxies.parameters()]
+
+    def patches(x):
+        return trunk(x).flatten(2).transpose(1, 2)
+
+    made = generator(images)
+    ours = f.patch_nce(patches(made), patches(images))
+    ours = ours + f.conditional_contrastive(patches(made).mean(1), labels, proxies.weight)
+    ours = ours - judge(patches(made).mean(1)).mean()
+    steps = torch.autograd.grad(ours, tuple(generator.parameters()))
+    real, fake = patches(images).mean(1), patches(made.detach()).mean(1)
+    squares = (1 - judge(real)).square().mean() + (1 + judge(fake)).square().mean()
+    against = squares + f.conditional_contrastive(real, labels, proxies.weight)
+    steps += torch.autograd.grad(against, theirs)
+    assert all(torch.isfinite(step).all() and step.abs().sum() > 0 for step in steps)

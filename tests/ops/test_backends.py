@@ -217,3 +217,18 @@ def test_upstream_of_empty_rows_is_ignored(backend, scale):
     assert (gradient[5] == 0).all()
     assert torch.isfinite(gradient).all()
     assert gradient[:5].abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [4.0, 400.0])
+@pytest.mark.parametrize("entry", [float("nan"), float("inf")])
+def test_a_broken_entry_breaks_its_row_alone(backend, scale, entry):
+    """As an empty sum (-inf), which has no gradient, it would pass unseen."""
+    queries, keys = (torch.nn.functional.normalize(torch.randn(n, 16)) for n in (70, 60))
+    queries[5, 3] = entry
+    others = torch.arange(70) != 5
+    with fastcl.use_backend(backend):
+        rows = fastcl.ops.similarity_logsumexp(queries, keys, scale).rows
+    truth = (queries.double() @ keys.double().T * scale).logsumexp(1)
+    assert rows[5].isnan() or rows[5] == float("inf")
+    torch.testing.assert_close(rows[others].double(), truth[others], rtol=1e-5, atol=1e-5)

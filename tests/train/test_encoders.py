@@ -103,6 +103,31 @@ def test_backbone_moves_both_ways():
         torchvision_state(one, nn.Linear(2048, 10))
 
 
+def test_head_is_replaced_by_a_classifier():
+    """What pretraining hands on: backbone keys as they were, fc.* of ten classes, no head."""
+    from fastcl.trainers.simclr import SimCLR
+
+    torch.manual_seed(0)
+    module = SimCLR(resnet18(), projection_head("simclr", 512), nn.Identity())
+    state = torchvision_state(module.encoder, nn.Linear(512, 10))
+    own = {f"encoder.{key}": value for key, value in state.items() if not key.startswith("fc.")}
+    pretrained = module.state_dict()
+    assert set(own) == {key for key in pretrained if key.startswith("encoder.")}
+    assert all(torch.equal(value, pretrained[key]) for key, value in own.items())
+    assert state["fc.weight"].shape == (10, 512)
+
+
+def test_backbone_serves_a_fully_convolutional_net():
+    backbone = freeze(resnet18(), "eval").encoder
+    score = nn.Conv2d(backbone.feature_dim, 21, 1)
+    maps = score(backbone.maps(torch.rand(1, 3, 64, 96)))
+    assert maps.shape == (1, 21, 2, 3)  # a stride of 32
+    pixels = nn.functional.interpolate(maps, (64, 96), mode="bilinear")
+    nn.functional.cross_entropy(pixels, torch.zeros(1, 64, 96).long()).backward()
+    assert score.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+
+
 def test_stems_keep_what_their_images_need():
     images = torch.rand(2, 3, 32, 32)
     assert resnet18(stem="cifar").maps(images).shape == (2, 512, 4, 4)

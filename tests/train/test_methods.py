@@ -16,6 +16,7 @@ from fastcl.data.shifts import SHIFTS, shift
 from fastcl.data.tiles import cut_tiles, select_permutations
 from fastcl.encoders import LinearHead, SmallCNN
 from fastcl.trainers import METHODS, run
+from fastcl.trainers.images import similarity_gap
 from fastcl.trainers.methods import images as light
 from fastcl.trainers.optim import LARS, configure_optimizers, make_optimizer
 from fastcl.trainers.options import Optimization, UsageError
@@ -47,6 +48,35 @@ def test_every_method_runs_and_reports(tmp_path, name):
     for picture in results["pictures"]:
         assert (tmp_path / picture).stat().st_size > 5000
     assert report.headline()["metric"] == results["headline"]["metric"]
+
+
+def test_simclr_takes_each_loss_of_two_views():
+    from fastcl import functional as f
+    from fastcl.trainers import simclr
+
+    first, second = torch.randn(2, 6, 4)
+    definitions = {
+        "nt_xent": f.nt_xent,
+        "dcl": f.dcl,
+        "dclw": lambda a, b, t: f.dcl(a, b, t, sigma=0.5),
+        "debiased": f.debiased,
+        "hard_negative": f.hard_negative,
+    }
+    assert set(simclr.LOSSES) == set(light.LOSSES) == set(definitions)
+    for loss, definition in definitions.items():
+        experiment = METHODS["simclr"].experiment(tiny("simclr", loss=loss, temperature=0.3), 0)
+        value, metrics = experiment.module.loss(first, second)
+        assert "accuracy" in metrics
+        torch.testing.assert_close(value, definition(first, second, 0.3))
+        chance = {"loss": math.log(639)} if loss == "nt_xent" else {}
+        assert experiment.levels == {"contrastive_accuracy": 1 / 639, **chance}
+
+
+def test_similarity_gap_compares_own_views_with_those_of_others():
+    matrix = torch.full((16, 16), 0.25)
+    matrix.fill_diagonal_(1.0)  # a view and itself: no part of either mean
+    matrix += 0.5 * (torch.eye(16).roll(8, 0))
+    assert similarity_gap(matrix) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)

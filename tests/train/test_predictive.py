@@ -19,7 +19,7 @@ CASES = {
     "info_nce": ("cpc", CPC),
     "info_nce, same sequence": ("cpc", {**CPC, "negatives": "sequence"}),
     "cpc_bce": ("cpc", {**CPC, "objective": "cpc_bce"}),
-    "sound": ("cpc-audio", {"clips": 48, "batch_size": 16, "channels": 4, "context_features": 4}),
+    "sound": ("cpc_audio", {"clips": 48, "batch_size": 16, "channels": 4, "context_features": 4}),
     "world": (
         "cswm",
         {
@@ -198,9 +198,9 @@ def test_held_out_data_do_not_depend_on_the_seed_and_differ_from_training(monkey
         (["cpc", "--length", "7"], "length: expected at least 8 for context_steps 4"),
         (["cpc", "--negatives", "sequence", "--length", "8"], "length: expected at least 9"),
         (["cpc", "--negatives", "none"], "negatives: expected batch, sequence, all or other"),
-        (["cpc-audio", "--window", "5000"], "window: expected a multiple of 160, got 5000"),
-        (["cpc-audio", "--window", "1600"], "window: expected at least 3200 for context_steps 8"),
-        (["cpc-audio", "--noise", "-1"], "noise: expected a number >= 0"),
+        (["cpc_audio", "--window", "5000"], "window: expected a multiple of 160, got 5000"),
+        (["cpc_audio", "--window", "1600"], "window: expected at least 3200 for context_steps 8"),
+        (["cpc_audio", "--noise", "-1"], "noise: expected a number >= 0"),
         (["cswm", "--world", "maze"], "world: expected shapes or cubes, got 'maze'"),
         (["cswm", "--form", "mine"], "form: expected paper or repository, got 'mine'"),
         (["cswm", "--scored_episodes", "1"], "scored_episodes: expected an integer >= 2"),

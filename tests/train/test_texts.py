@@ -489,6 +489,7 @@ TINY = {
     "clip": {"batch_size": 16, "width": 16},
     "clip_scenes": {"batch_size": 128, "width": 16, "cnn_width": 2, "drawings": 1},
     "simcse": {"batch_size": 16, "width": 16, "depth": 1, "supervised": True},
+    "siamese": {"batch_size": 320},
     "triplet": {"width": 2, "out_features": 8},
     "block": {"width": 2},
     "captioning": {

@@ -51,7 +51,7 @@ def _fixed_offset(p: Problem) -> tuple[float, bool]:
         return math.nan, False
     bound = _bound(p)
     limit = _EXPONENT_RANGE[p.queries.dtype]
-    offset = max(0.0, bound - (limit - math.log2(max(p.shape))))
+    offset = max(bound - (limit - math.log2(max(p.shape))), 0.0)  # NaN stays NaN, being first
     if not offset < -math.log2(_LOST[p.queries.dtype]):
         return math.nan, False
     return offset, bound + offset > limit

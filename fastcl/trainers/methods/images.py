@@ -18,6 +18,7 @@ from fastcl.trainers.options import (
 DATA = ("digits", "mnist", "cifar10", "cifar100", "stl10", "folder")
 ENCODERS = ("small_cnn", "mnist_cnn", "resnet18", "resnet34", "resnet50")
 HEADS = ("linear", "simclr", "moco_v1", "moco_v2")
+LOSSES = ("nt_xent", "dcl", "dclw", "debiased", "hard_negative")
 RECIPES = ("digits", "moco_v1", "moco_v2", "plain", "simclr")
 COLOUR_RECIPES = ("moco_v1", "moco_v2", "simclr")
 
@@ -101,18 +102,22 @@ class SimCLROptions(ImageOptions):
     """SimCLR (Chen et al. 2020).
 
     Args:
-        temperature: divisor of the cosine similarities in NT-Xent.
+        temperature: divisor of the cosine similarities in NT-Xent or the other loss.
+        loss: nt_xent, or one that treats negatives otherwise: dcl (the positive left out of the
+            denominator), dclw, debiased or hard_negative.
         normalize: compare directions; otherwise dot products of the projections as they are.
         view_noise: share of the pairs whose second view shows another image.
     """
 
     temperature: float = 0.5
+    loss: str = "nt_xent"
     normalize: bool = True
     view_noise: float = 0.0
 
     def check(self) -> None:
         super().check()
         check_positive("temperature", self.temperature)
+        check_choice("loss", self.loss, LOSSES)
         check_fraction("view_noise", self.view_noise)
 
 

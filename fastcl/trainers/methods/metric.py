@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastcl.trainers.methods.record import Method
 from fastcl.trainers.options import (
@@ -11,6 +12,7 @@ from fastcl.trainers.options import (
     check_at_least,
     check_choice,
     check_not_negative,
+    check_positive,
 )
 
 
@@ -91,7 +93,46 @@ class BlockOptions(MetricOptions):
         self.check_groups(self.block + 1)
 
 
+@dataclass(frozen=True)
+class SiameseOptions(TrainOptions):
+    """Contrastive loss of labelled pairs (Hadsell et al. 2006) with the MNIST CNN.
+
+    Args:
+        data: digits (scikit-learn's, resized to 28 x 28) or mnist.
+        data_root: where the files of MNIST lie, as torchvision lays them out.
+        margin: distance beyond which images of two classes push each other no more.
+        form: hadsell (the margin bounds the distance) or squared (it bounds its square).
+    """
+
+    FREE: ClassVar[tuple[str, ...]] = (*TrainOptions.FREE, "data_root")
+
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    epochs: int = 10
+    batch_size: int = 64
+    data: str = "digits"
+    data_root: str = "data"
+    margin: float = 1.0
+    form: str = "hadsell"
+
+    def check(self) -> None:
+        super().check()
+        check_choice("data", self.data, ("digits", "mnist"))
+        check_positive("margin", self.margin)
+        check_choice("form", self.form, ("hadsell", "squared"))
+
+
 METHODS = (
+    Method(
+        name="siamese",
+        title="Siamese",
+        summary="pairs of one label near, others beyond a margin (Hadsell's contrastive loss)",
+        options=SiameseOptions,
+        module="fastcl.trainers.siamese",
+        fast={"epochs": 4},
+    ),
     Method(
         name="triplet",
         title="Triplet",

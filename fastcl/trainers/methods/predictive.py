@@ -190,7 +190,7 @@ METHODS = (
         fast={"epochs": 6},
     ),
     Method(
-        name="cpc-audio",
+        name="cpc_audio",
         title="CPC on sound",
         summary="the past of a sound predicts its next features (InfoNCE)",
         options=CPCAudioOptions,

@@ -105,11 +105,46 @@ STUDIES = {
             _over("batch_size", (32, 64, 128, 256, 512)),
         ),
         Study(
+            "loss",
+            "NT-Xent and losses that treat negatives otherwise, the epochs being the same",
+            "which loss of two views (SimCLR) copes with small batches",
+            "images per batch",
+            tuple(
+                variant
+                for loss in ("nt_xent", "dcl", "debiased", "hard_negative")
+                for variant in _over("batch_size", (32, 128, 256), loss, loss=loss)
+            ),
+        ),
+        Study(
+            "domain",
+            "Domain adaptation: what the pretraining saw",
+            "whether images of the target domain help (domain adaptation)",
+            "pretrained on images of",
+            _over("pretrain_on", ("source", "target", "both"), "SimCLR", "domain"),
+        ),
+        Study(
             "queue",
             "MoCo: size of the queue",
             "how many keys wait in the queue (MoCo)",
             "keys in the queue",
             _over("queue_size", (64, 256, 1024, 4096), "MoCo", "moco"),
+        ),
+        Study(
+            "batch_norm",
+            "MoCo: groups with batch-norm statistics of their own",
+            "whether shared batch statistics give the key away (MoCo)",
+            "groups of a batch",
+            _over("bn_splits", (1, 2, 4, 8), "MoCo", "moco"),
+        ),
+        Study(
+            "block",
+            "Block contrastive: size of the blocks",
+            "how many similar samples are averaged (Arora's block loss)",
+            "samples of a block",
+            tuple(
+                Variant("block", str(b), "block", {"block": b, "batch_size": 10 * (b + 1)})
+                for b in (1, 2, 5, 10)
+            ),
         ),
         Study(
             "sources",
