@@ -268,9 +268,9 @@ def test_help_teaches_and_a_config_file_is_read(capsys, tmp_path):
 def test_training_learns_and_uses_the_loss_of_fastcl(finished):
     from fastcl import NTXentLoss
     from fastcl.trainers.methods.images import SimCLROptions
-    from fastcl.trainers.simclr import build_simclr
+    from fastcl.trainers.simclr import experiment
 
-    module = build_simclr(SimCLROptions(width=4), torch.rand(16, 1, 8, 8), seed=0)
+    module = experiment(SimCLROptions(width=4), 0).module
     assert isinstance(module.loss, NTXentLoss)
     with (finished[0] / "seed-0" / "log.csv").open() as file:
         first, second = csv.DictReader(file)
