@@ -27,8 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     peers = config.getoption("--fastcl-patch")
-    patch(*peers)
     if peers:
+        patch(*peers)
         register_module_forward_pre_hook(_count)
 
 

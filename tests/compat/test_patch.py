@@ -1,5 +1,6 @@
 """Rebinding, on modules that stand in for a library."""
 
+import subprocess
 import sys
 from types import ModuleType
 
@@ -134,3 +135,14 @@ def test_nothing_to_compare_with(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightly", None)
     assert cli.main(["check", "--against", "lightly"]) == 1
     assert "lightly cannot be imported here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [[], ["--fastcl-patch", "info_nce"]], ids=str)
+def test_the_plugin_starts_with_and_without_a_library(options, tmp_path):
+    (tmp_path / "test_it.py").write_text("def test_it():\n    assert True\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "fastcl.compat.pytest_plugin", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    if options and "info_nce" in done.stderr:
+        assert "not installed" in done.stderr  # absent here: one sentence, no test is run
+    else:
+        assert "1 passed" in done.stdout, done.stderr
