@@ -12,14 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..losses.common import softmax_loss
+from ..losses.distances import by_blocks
 from ..ops import Pairs, similarity_logsumexp, similarity_sum
 from ..ops.pair_sums import pair_count, pair_sums
-
-_BLOCK = 2**20  # numbers of a block of distances: 4 MiB in fp32, held a few times at once
 
 
 @dataclass
@@ -135,12 +134,12 @@ def contrastive_sums(pairs: Candidates, distance: Distance, positive, negative) 
         positive, negative: the signed violation of each distance.
     """
 
-    def block(distances: Tensor, same: Tensor, other: Tensor) -> Tensor:
+    def block(distances: Tensor, same: Tensor, other: Tensor) -> tuple[Tensor, ...]:
         found = []
         for kept, violation in ((same, positive), (other, negative)):
             loss = torch.relu(violation(distances)).masked_fill(~kept, 0.0).double()
-            found += [loss.sum(), kept.sum().double(), (loss.detach() > 0).sum().double()]
-        return torch.stack(found)
+            found += [loss.sum(1), kept.sum(1).double(), (loss.detach() > 0).sum(1).double()]
+        return tuple(found)
 
     found = _by_rows(pairs, distance, block)
     return [Sums(*found[:3]), Sums(*found[3:])]
@@ -153,42 +152,34 @@ def triplet_sums(pairs: Candidates, distance: Distance, margin: float) -> Sums:
     k of them, so its losses are k (d_ap + margin) minus a prefix sum. N M log M, not N M^2.
     """
 
-    def block(distances: Tensor, same: Tensor, other: Tensor) -> Tensor:
+    def block(distances: Tensor, same: Tensor, other: Tensor) -> tuple[Tensor, ...]:
         far = distances.masked_fill(~other, float("inf")).double().sort(1).values
         bound = distances.double() + margin
         k = torch.searchsorted(far.detach(), bound.detach().contiguous())
-        prefix = torch.where(torch.isinf(far), 0.0, far).cumsum(1)
-        prefix = torch.cat([prefix.new_zeros(len(prefix), 1), prefix], 1)
+        prefix = F.pad(torch.where(torch.isinf(far), 0.0, far).cumsum(1), (1, 0))
         losses = (k * bound - prefix.gather(1, k)).masked_fill(~same, 0.0)
-        above = k.masked_fill(~same, 0).sum()
-        count = (same.sum(1) * other.sum(1)).sum()
-        return torch.stack([losses.sum(), count.double(), above.double()])
+        above = k.masked_fill(~same, 0).sum(1)
+        return losses.sum(1), (same.sum(1) * other.sum(1)).double(), above.double()
 
     return Sums(*_by_rows(pairs, distance, block))
 
 
-def _by_rows(pairs: Candidates, distance: Distance, block: Callable[..., Tensor]) -> Tensor:
-    """The sum of ``block(distances, positives, negatives)`` over blocks of anchors."""
+def _by_rows(
+    pairs: Candidates, distance: Distance, block: Callable[..., tuple[Tensor, ...]]
+) -> list[Tensor]:
+    """The sums over anchors of ``block(distances, positives, negatives)``, which gives rows."""
     queries = pairs.queries
     keys = queries if pairs.keys is None else pairs.keys.to(queries.dtype)
     key_labels = pairs.labels if pairs.key_labels is None else pairs.key_labels
     columns = torch.arange(keys.shape[0], device=keys.device)
+    index = torch.arange(queries.shape[0], device=keys.device)
 
-    def part(rows: Tensor, keys: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        equal = labels[:, None] == key_labels
+    def part(anchors: range, queries: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
+        at = slice(anchors.start, anchors.stop)
+        equal = pairs.labels[at, None] == key_labels
         same = equal
         for offset in pairs.skip:
-            same = same & (columns != index[:, None] + offset)
-        return block(distance(rows, keys), same, ~equal)
+            same = same & (columns != index[at, None] + offset)
+        return block(distance(queries[at], keys), same, ~equal)
 
-    n, m = queries.shape[0], keys.shape[0]
-    index = torch.arange(n, device=keys.device)
-    step = max(1, _BLOCK // m)
-    # saved tensors cannot be dropped under torch.func, which keeps every block instead
-    free = step >= n or torch._C._functorch.peek_interpreter_stack() is not None
-    parts = []
-    for begin in range(0, n, step):
-        at = slice(begin, begin + step)
-        inputs = (queries[at], keys, pairs.labels[at], index[at])
-        parts.append(part(*inputs) if free else checkpoint(part, *inputs, use_reentrant=False))
-    return torch.stack(parts).sum(0)
+    return [rows.sum() for rows in by_blocks(part, queries, keys, columns=len(keys))]

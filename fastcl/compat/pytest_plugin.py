@@ -28,7 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     peers = config.getoption("--fastcl-patch")
     if peers:
-        patch(*peers)
+        try:
+            patch(*peers)
+        except ImportError as error:
+            raise pytest.UsageError(str(error)) from error
         register_module_forward_pre_hook(_count)
 
 
@@ -47,4 +50,6 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    unpatch(*config.getoption("--fastcl-patch"))
+    peers = config.getoption("--fastcl-patch")
+    if peers:  # without names it would undo every patch
+        unpatch(*peers)

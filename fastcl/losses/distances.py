@@ -71,14 +71,16 @@ def masked_logsumexp(scores: Tensor, keep: Tensor) -> Tensor:
     return torch.where(empty, float("-inf"), torch.logsumexp(safe, 1))
 
 
-def by_blocks(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Per-row results of ``function(block, *inputs)`` over blocks of the N rows of the inputs.
+def by_blocks(
+    function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, columns: int | None = None
+) -> tuple[Tensor, ...]:
+    """Per-row results of ``function(block, *inputs)`` over blocks of the N rows of the first input.
 
-    What a block holds is dropped after it and computed again for the backward, unless one block is
-    all there is. Second derivatives take N x N memory.
+    A block has ``columns`` columns, N by default. What it holds is dropped after it and computed
+    again for the backward, unless one block is all there is. Second derivatives take N x N memory.
     """
     n = inputs[0].shape[0]
-    size = max(1, _BLOCK.get(inputs[0].device.type, _BLOCK_ELSEWHERE) // n)
+    size = max(1, _BLOCK.get(inputs[0].device.type, _BLOCK_ELSEWHERE) // (columns or n))
     if size >= n:
         return function(range(n), *inputs)
     blocks = [range(i, min(i + size, n)) for i in range(0, n, size)]

@@ -137,12 +137,24 @@ def test_nothing_to_compare_with(capsys, monkeypatch):
     assert "lightly cannot be imported here" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [[], ["--fastcl-patch", "info_nce"]], ids=str)
-def test_the_plugin_starts_with_and_without_a_library(options, tmp_path):
+LIBRARY = "class InfoNCE:\n    pass\n\ndef info_nce():\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("library", "options", "expected"),
+    [
+        ("", [], "1 passed"),
+        (LIBRARY, ["--fastcl-patch", "info_nce"], "fastcl in place of 2 names"),
+        ("raise ImportError", ["--fastcl-patch", "info_nce"], "ERROR: info_nce cannot be patched"),
+    ],
+    ids=["no library", "a library", "a broken one"],
+)
+def test_the_plugin(library, options, expected, tmp_path):
+    """A process of its own, in which the folder's ``info_nce`` hides an installed one."""
+    (tmp_path / "info_nce.py").write_text(library)
     (tmp_path / "test_it.py").write_text("def test_it():\n    assert True\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "fastcl.compat.pytest_plugin", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    if options and "info_nce" in done.stderr:
-        assert "not installed" in done.stderr  # absent here: one sentence, no test is run
-    else:
-        assert "1 passed" in done.stdout, done.stderr
+    assert expected in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert (done.returncode == 0) == (library != "raise ImportError")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import fastcl
-from fastcl.compat import info_nce, lightly, open_clip, pairwise, solo, supcontrast, truth
+from fastcl.compat import info_nce, lightly, open_clip, solo, supcontrast, truth
 from fastcl.compat.ranking import ranking_loss
 
 F64 = torch.float64
@@ -214,7 +214,7 @@ LABELS = {
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("name", BY_LABEL)
 def test_by_label(pml, monkeypatch, name, labels, block):
-    monkeypatch.setattr(pairwise, "_BLOCK", block)
+    monkeypatch.setattr(fastcl.losses.distances, "_BLOCK", {"cpu": block})
     if block == 30 and name in ("NTXentLoss", "SupConLoss"):
         pytest.skip("takes no blocks")
     options, labels = BY_LABEL[name], LABELS[labels]
@@ -288,7 +288,7 @@ def numbers_kept(run):
 
 def test_no_matrix_is_kept(pml, monkeypatch):
     fastcl.set_workspace(0)
-    monkeypatch.setattr(pairwise, "_BLOCK", 8 * 1024)
+    monkeypatch.setattr(fastcl.losses.distances, "_BLOCK", {"cpu": 8 * 1024})
     n = 1024
     a, b = (torch.randn(n, 4, requires_grad=True) for _ in range(2))
     labels, mask = torch.arange(n) // 4, torch.zeros(n, n)
