@@ -130,6 +130,12 @@ class Call {
   Vector<i64> query_ids_, key_ids_;
 };
 
+kernels::Output output(Tensor& t) {
+  const bool bf16 = t.scalar_type() == ScalarType::BFloat16;
+  return {t.numel() ? t.mutable_data_ptr() : nullptr,
+          bf16 ? kernels::Storage::bf16 : kernels::Storage::f32};
+}
+
 float* data(Tensor& t) { return t.numel() ? static_cast<float*>(t.mutable_data_ptr()) : nullptr; }
 
 enum Save { kNothing = 0, kMeanKeys = 1, kExponentials = 2 };
@@ -269,14 +275,14 @@ std::tuple<Tensor, Tensor> l2_normalize(const Tensor& input, double eps) {
   return {y, inverse};
 }
 
-Tensor l2_normalize_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse,
-                             double eps) {
+Tensor l2_normalize_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse, double eps,
+                             bool bf16) {
   const Tensor g = feature_contiguous(grad);
   const kernels::Matrix m = matrix(g, "grad");
   const Vector<float> unit(y, m.rows * m.dim, "y"), factor(inverse, m.rows, "inverse");
-  Tensor dx = empty({m.rows, m.dim});
+  Tensor dx = empty({m.rows, m.dim}, bf16 ? ScalarType::BFloat16 : ScalarType::Float);
   kernels::normalize_backward(kernels::isa().f32, pool_for((double)m.rows * m.dim), m, unit, factor,
-                              (float)eps, data(dx));
+                              (float)eps, output(dx));
   return dx;
 }
 
@@ -294,7 +300,7 @@ std::tuple<Tensor, Tensor, Tensor> l2_normalize_pair(const Tensor& a, const Tens
 std::tuple<Tensor, Tensor> l2_normalize_pair_backward(const Tensor& grad_rows,
                                                       const Tensor& grad_cosines,
                                                       const Tensor& rows, const Tensor& inverse,
-                                                      double eps) {
+                                                      double eps, bool bf16_a, bool bf16_b) {
   const Tensor g = dense(grad_rows);
   const kernels::Matrix m = matrix(g, "grad_rows");
   STD_TORCH_CHECK(m.storage == kernels::Storage::f32 && m.rows % 2 == 0,
@@ -302,9 +308,12 @@ std::tuple<Tensor, Tensor> l2_normalize_pair_backward(const Tensor& grad_rows,
   const i64 n = m.rows / 2;
   const Vector<float> unit(rows, m.rows * m.dim, "rows"), factor(inverse, m.rows, "inverse"),
       pull(grad_cosines, n, "grad_cosines");
-  Tensor da = empty({n, m.dim}), db = empty({n, m.dim});
+  const auto gradient = [&](bool bf16) {
+    return empty({n, m.dim}, bf16 ? ScalarType::BFloat16 : ScalarType::Float);
+  };
+  Tensor da = gradient(bf16_a), db = gradient(bf16_b);
   kernels::normalize_pair_backward(kernels::isa().f32, pool_for(2.0 * m.rows * m.dim), m, pull,
-                                   unit, factor, (float)eps, data(da), data(db));
+                                   unit, factor, (float)eps, output(da), output(db));
   return {da, db};
 }
 
@@ -322,12 +331,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pair_softmax(const Tensor& a, const T
   p.mean = mean, p.scale = number(scale, "scale"), p.eps = (float)eps, p.keep = keep;
   p.kernels = bf16 ? kernels::isa().bf16 : kernels::isa().f32;
   p.pool = pool_for((double)p.a.rows * p.a.rows * p.a.dim);
-  const auto gradient = [&](i64 i) {
-    return needs[i] ? empty({p.a.rows, p.a.dim}) : empty({0});
+  const auto gradient = [&](const Tensor& x, bool needed) {
+    const bool bf16 = x.scalar_type() == ScalarType::BFloat16;
+    const ScalarType dtype = bf16 ? ScalarType::BFloat16 : ScalarType::Float;
+    return needed ? empty({p.a.rows, p.a.dim}, dtype) : empty({0}, dtype);
   };
-  Tensor loss = empty({}), grad_a = gradient(0), grad_b = gradient(1);
+  Tensor loss = empty({}), grad_a = gradient(first, needs[0]), grad_b = gradient(second, needs[1]);
   Tensor grad_scale = needs[2] ? empty({}) : empty({0});
-  p.loss = data(loss), p.grad_a = data(grad_a), p.grad_b = data(grad_b);
+  p.loss = data(loss), p.grad_a = output(grad_a), p.grad_b = output(grad_b);
   p.grad_scale = data(grad_scale);
   kernels::pair_softmax(p);
   return {loss, grad_a, grad_b, grad_scale};

@@ -23,6 +23,12 @@ struct Matrix {
   Storage storage;
 };
 
+// Contiguous rows to write, in fp32 or rounded to bf16; no data where they are not wanted.
+struct Output {
+  void* data;
+  Storage storage;
+};
+
 // Scores x_ij = scale * <a_i, b_j> + col_shift_j of one block, and the rule that keeps or drops.
 // Pointers are at the block's first row or column; arrays over columns are readable to the end of
 // the last panel, and col_shift is -inf past the last column, so that tails vanish by themselves.
@@ -119,7 +125,7 @@ struct Kernels {
   void (*normalize)(const Matrix&, i64 row0, i64 rows, float eps, float* y, float* inverse);
   void (*normalize_backward)(const Matrix& grad, i64 row0, i64 rows, const float* y,
                              const float* inverse, float eps, const float* partner,
-                             const float* pull, float* dx);
+                             const float* pull, const Output& dx);
   void (*row_dots)(const float* x, const float* y, i64 dim, i64 row0, i64 rows, float* out);
   double (*dot)(const Matrix&, const float* y, i64 row0, i64 rows);  // <x, y>, y contiguous
   void (*exp2)(const float* x, float* y, i64 n);

@@ -16,7 +16,7 @@ void normalize(const Kernels* k, const Pool& pool, const Matrix& x, float eps, f
 }
 
 void normalize_backward(const Kernels* k, const Pool& pool, const Matrix& grad, const float* y,
-                        const float* inverse, float eps, float* dx) {
+                        const float* inverse, float eps, const Output& dx) {
   parallel_ranges(pool, grad.rows, grain(grad.dim), [&](i64 begin, i64 end) {
     k->normalize_backward(grad, begin, end - begin, y, inverse, eps, nullptr, nullptr, dx);
   });
@@ -35,7 +35,7 @@ void normalize_pair(const Kernels* k, const Pool& pool, const Matrix& a, const M
 
 void normalize_pair_backward(const Kernels* k, const Pool& pool, const Matrix& grad,
                              const float* grad_cosines, const float* rows, const float* inverse,
-                             float eps, float* da, float* db) {
+                             float eps, const Output& da, const Output& db) {
   const i64 n = grad.rows / 2;
   Matrix first = grad, second = grad;
   first.rows = second.rows = n;
@@ -43,8 +43,9 @@ void normalize_pair_backward(const Kernels* k, const Pool& pool, const Matrix& g
   const float* other = rows + n * grad.dim;
   parallel_ranges(pool, n, grain(grad.dim), [&](i64 begin, i64 end) {
     const i64 count = end - begin;
-    if (da) k->normalize_backward(first, begin, count, rows, inverse, eps, other, grad_cosines, da);
-    if (db)
+    if (da.data)
+      k->normalize_backward(first, begin, count, rows, inverse, eps, other, grad_cosines, da);
+    if (db.data)
       k->normalize_backward(second, begin, count, other, inverse + n, eps, rows, grad_cosines, db);
   });
 }

@@ -102,15 +102,14 @@ void topk(const Problem&, i64 k, const float* below, i64* indices, float* values
 
 void normalize(const Kernels*, const Pool&, const Matrix& x, float eps, float* y, float* inverse);
 void normalize_backward(const Kernels*, const Pool&, const Matrix& grad, const float* y,
-                        const float* inverse, float eps, float* dx);
+                        const float* inverse, float eps, const Output& dx);
 
 // Two aligned batches: unit rows of a, then of b, and the cosine of each pair.
 void normalize_pair(const Kernels*, const Pool&, const Matrix& a, const Matrix& b, float eps,
                     float* rows, float* cosines, float* inverse);
-// da or db may be null.
 void normalize_pair_backward(const Kernels*, const Pool&, const Matrix& grad_rows,
                              const float* grad_cosines, const float* rows, const float* inverse,
-                             float eps, float* da, float* db);
+                             float eps, const Output& da, const Output& db);
 
 // A whole loss: each row of aligned batches a and b finds its partner among negatives.
 struct PairSoftmax {
@@ -121,7 +120,8 @@ struct PairSoftmax {
   bool keep;  // the exponentials, from the forward to the gradient
   const Kernels* kernels;
   Pool pool;
-  float *loss, *grad_a, *grad_b, *grad_scale;  // gradients null where not wanted
+  float *loss, *grad_scale;  // gradients null where not wanted
+  Output grad_a, grad_b;
 };
 void pair_softmax(const PairSoftmax&);
 

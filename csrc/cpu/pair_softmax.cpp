@@ -38,7 +38,8 @@ void pair_softmax(const PairSoftmax& p) {
   s.skip[0] = 0, s.skip[1] = n, s.skip[2] = -n;
   s.kernels = p.kernels, s.pool = p.pool;
 
-  const bool gradients = p.grad_a || p.grad_b || p.grad_scale;
+  const bool for_a = p.grad_a.data, for_b = p.grad_b.data;
+  const bool gradients = for_a || for_b || p.grad_scale;
   LogSumExp sums{};
   float offset;
   sums.offset = &offset;
@@ -71,8 +72,8 @@ void pair_softmax(const PairSoftmax& p) {
   g.grad_rows = gain, g.grad_columns = gain_columns;
   g.rows = sums.rows, g.columns = sums.columns;
   g.offset = offset, g.exponentials = sums.exponentials;
-  g.queries = p.grad_a || (views && p.grad_b) ? grad : nullptr;
-  g.keys = p.grad_b && !views ? grad + n * dim : nullptr;
+  g.queries = for_a || (views && for_b) ? grad : nullptr;
+  g.keys = for_b && !views ? grad + n * dim : nullptr;
   double grad_scale = 0;
   g.scale = p.grad_scale ? &grad_scale : nullptr;
   logsumexp_backward(s, g);

@@ -47,6 +47,11 @@ FASTCL_INLINE void store_features(float* row, i64 d, i64 dim, V v) {
   std::memcpy(row + d, &v, (dim - d) * 4);
 }
 
+FASTCL_INLINE void store_features(uint16_t* row, i64 d, i64 dim, V v) {
+  const VH h = narrow_bf16(v);
+  std::memcpy(row + d, &h, least(L, dim - d) * 2);
+}
+
 void normalize(const Matrix& x, i64 row0, i64 rows, float eps, float* y, float* inverse) {
   with_storage(x.storage, [&]<Storage S>() {
     for (i64 i = row0; i < row0 + rows; ++i) {
@@ -71,9 +76,9 @@ FASTCL_INLINE float dot_rows(const char* a, const float* b, i64 dim) {
 // a partner, whose cosine with y has the gradient pull.
 void normalize_backward(const Matrix& grad, i64 row0, i64 rows, const float* y,
                         const float* inverse, float eps, const float* partner, const float* pull,
-                        float* dx) {
+                        const Output& dx) {
+  const i64 dim = grad.dim;
   with_storage(grad.storage, [&]<Storage S>() {
-    const i64 dim = grad.dim;
     for (i64 i = row0; i < row0 + rows; ++i) {
       const char* g = row_of(grad, i);
       const char *unit = (const char*)(y + i * dim), *other = (const char*)(partner + i * dim);
@@ -87,7 +92,10 @@ void normalize_backward(const Matrix& grad, i64 row0, i64 rows, const float* y,
       const float radial = inverse[i] >= 1.0f / eps ? 0.0f : sum_lanes((const float*)&sum);
       for (i64 d = 0; d < dim; d += L) {
         const V tangent = h(d) - load_features<Storage::f32>(unit, d, dim) * radial;
-        store_features(dx + i * dim, d, dim, tangent * inverse[i]);
+        if (dx.storage == Storage::f32)
+          store_features((float*)dx.data + i * dim, d, dim, tangent * inverse[i]);
+        else
+          store_features((uint16_t*)dx.data + i * dim, d, dim, tangent * inverse[i]);
       }
     }
   });

@@ -110,6 +110,13 @@ FASTCL_INLINE const char* row_of(const Matrix& x, i64 i) {
   return (const char*)x.data + i * x.stride * size_of(x.storage);
 }
 
+// To nearest even; a NaN stays one.
+FASTCL_INLINE VH narrow_bf16(V v) {
+  const VW w = (VW)v, rounded = w + 0x7fff + ((w >> 16) & 1);
+  const VW nan = (w >> 16) | 0x40;
+  return __builtin_convertvector((v == v ? rounded >> 16 : nan) & 0xffff, VH);
+}
+
 // Features d .. d + L of a row as fp32, zero past the last.
 template <Storage S>
 FASTCL_INLINE V load_features(const char* row, i64 d, i64 dim) {

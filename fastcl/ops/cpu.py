@@ -39,10 +39,11 @@ for _schema in (
     " bool[] needs, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     f"_cpu_topk({_PAIR}, {_RULE}, int k, Tensor? below, bool bf16) -> (Tensor, Tensor)",
     "_cpu_l2_normalize(Tensor x, float eps) -> (Tensor, Tensor)",
-    "_cpu_l2_normalize_backward(Tensor grad, Tensor y, Tensor inverse, float eps) -> Tensor",
+    "_cpu_l2_normalize_backward(Tensor grad, Tensor y, Tensor inverse, float eps, bool bf16)"
+    " -> Tensor",
     "_cpu_l2_normalize_pair(Tensor a, Tensor b, float eps) -> (Tensor, Tensor, Tensor)",
     "_cpu_l2_normalize_pair_backward(Tensor grad_rows, Tensor grad_cosines, Tensor rows,"
-    " Tensor inverse, float eps) -> (Tensor, Tensor)",
+    " Tensor inverse, float eps, bool bf16_a, bool bf16_b) -> (Tensor, Tensor)",
     "_cpu_pair_softmax(Tensor a, Tensor b, Tensor scale, int form, bool mean, float eps,"
     " bool[] needs, bool keep, bool bf16) -> (Tensor, Tensor, Tensor, Tensor)",
     "_cpu_exp2(Tensor x) -> Tensor",
@@ -110,7 +111,8 @@ def l2_normalize(x: Tensor, eps: float, precision: torch.dtype) -> tuple[Tensor,
 def l2_normalize_backward(
     grad: Tensor, x: Tensor, y: Tensor, inverse: Tensor, eps: float, precision: torch.dtype
 ) -> Tensor:
-    return _OPS._cpu_l2_normalize_backward(_stored(grad), y, inverse, eps).to(x.dtype)
+    bf16 = x.dtype == torch.bfloat16
+    return _OPS._cpu_l2_normalize_backward(_stored(grad), y, inverse, eps, bf16).to(x.dtype)
 
 
 def l2_normalize_pair(a: Tensor, b: Tensor, eps: float, precision: torch.dtype):
@@ -121,8 +123,9 @@ def l2_normalize_pair_backward(
     grad_rows, grad_cosines, a, b, rows, factors, eps: float, precision: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     gradients = _OPS._cpu_l2_normalize_pair_backward(
-        _stored(grad_rows), _stored(grad_cosines), rows, factors, eps
-    )
+        _stored(grad_rows), _stored(grad_cosines), rows, factors, eps,
+        a.dtype == torch.bfloat16, b.dtype == torch.bfloat16,
+    )  # fmt: skip
     return gradients[0].to(a.dtype), gradients[1].to(b.dtype)
 
 

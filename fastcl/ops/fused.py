@@ -16,9 +16,9 @@ from torch import Tensor
 
 from . import reference
 from .checks import as_scalar, check_same_shape, precision_of
-from .library import cast_gradients, define, differentiate, dispatch
+from .library import cast_gradients, define, differentiate, dispatch, traced
 from .normalize import EPS
-from .registry import Call, accumulator, find
+from .registry import Call, accumulator, find, stored_gradient
 
 FORMS = ("views", "rows", "both")
 
@@ -69,8 +69,12 @@ def _forward(a, b, scale, form, mean, eps, needs, precision):
 
 
 def _forward_fake(a, b, scale, form, mean, eps, needs, precision):
-    shapes = ((), *(x.shape if n else (0,) for x, n in zip((a, b, scale), needs, strict=True)))
-    return tuple(a.new_empty(shape, dtype=accumulator(precision)) for shape in shapes)
+    loss = a.new_empty((), dtype=accumulator(precision))
+    gradients = (
+        x.new_empty(x.shape if needed else (0,), dtype=stored_gradient(x, precision))
+        for x, needed in zip((a, b, scale), needs, strict=True)
+    )
+    return loss, *gradients
 
 
 def _setup(ctx, inputs, output):
@@ -87,7 +91,11 @@ def _autograd(ctx, grad, *_):
         return (None,) * 8
     a, b, scale, *gradients = ctx.saved_tensors
     form, mean, eps, needs = ctx.static
-    scaled = _gradient_op(grad, a, b, scale, form, mean, eps, *gradients, needs)
+    again = torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph()
+    if again or traced(grad):
+        scaled = _gradient_op(grad, a, b, scale, form, mean, eps, *gradients, needs)
+    else:  # nobody sees them again: no second copy
+        scaled = [g.mul_(grad) for g in gradients]
     return (*cast_gradients(scaled, (a, b, scale), ctx.needs_input_grad[:3]), *[None] * 5)
 
 

@@ -44,22 +44,28 @@ def define(
 
     direct, transformed = implementation, operator
     if setup_context is not None and backward is not None:
-        traced = _differentiable(redispatch, setup_context, backward)
         direct = _differentiable(implementation, setup_context, backward)
         transformed = _transformable(operator, setup_context, backward)
-        _library.impl(name, traced, "Autograd")
+        _library.impl(name, _differentiable(redispatch, setup_context, backward), "Autograd")
 
     def call(*arguments):
-        if torch.compiler.is_compiling():
+        if not traced(arguments[0]):
+            return direct(*arguments)
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
             return operator(*arguments)
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return transformed(*arguments)
-        plain = type(arguments[0]) in (Tensor, torch.nn.Parameter)
-        if not plain or torch._C._len_torch_dispatch_stack() > 0:
-            return operator(*arguments)
-        return direct(*arguments)
+        return transformed(*arguments)
 
     return call
+
+
+def traced(tensor: Tensor) -> bool:
+    """Whether someone records or transforms what is done to ``tensor``."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 def _refuse_forward_mode(arguments) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .pairs import keep_mask
-from .registry import accumulator
+from .registry import accumulator, stored_gradient
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -251,7 +251,8 @@ def pair_softmax(a, b, scale, form, mean, eps, needs, precision):
     one = torch.ones((), dtype=loss.dtype, device=loss.device)
     gradients = pair_softmax_gradients(one, a, b, scale, form, mean, eps)
     acc = accumulator(precision)
-    return (loss.to(acc), *_only_needed(gradients, needs, acc))
+    wide = zip(_only_needed(gradients, needs, acc), (a, b, scale), strict=True)
+    return (loss.to(acc), *(g.to(stored_gradient(x, precision)) for g, x in wide))
 
 
 def pair_softmax_gradients(grad, a, b, scale, form: str, mean: bool, eps: float):

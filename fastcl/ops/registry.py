@@ -25,6 +25,15 @@ def accumulator(precision: torch.dtype) -> torch.dtype:
     return torch.float64 if precision == torch.float64 else torch.float32
 
 
+def stored_gradient(x: torch.Tensor, precision: torch.dtype) -> torch.dtype:
+    """The dtype in which an operator's forward leaves the gradient of ``x`` for the backward.
+
+    bf16 for bf16, which has the range of fp32: multiplying by the upstream gradient rounds it once
+    more. That of fp16 stays in fp32: it might vanish before a gradient scaler's factor reaches it.
+    """
+    return torch.bfloat16 if x.dtype == torch.bfloat16 else accumulator(precision)
+
+
 @dataclass(frozen=True)
 class Call:
     """What a backend must know of a call to say whether it can serve it.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .registry import stored_gradient
+
 _library = torch.library.Library("fastcl", "FRAGMENT")
 _library.define(
     "_cuda_pair_softmax(Tensor a, Tensor b, Tensor scale, int form, bool mean, float eps,"
@@ -43,6 +45,8 @@ def pair_softmax(
 ):  # fmt: skip
     if not fuses(a.shape[0], a.shape[1], precision):
         return NotImplemented
-    return torch.ops.fastcl._cuda_pair_softmax(
+    loss, *gradients = torch.ops.fastcl._cuda_pair_softmax(
         a, b, scale, _FORMS[form], mean, eps, needs, _PRECISIONS[precision]
     )
+    inputs = zip(gradients, (a, b, scale), strict=True)
+    return loss, *(g.to(stored_gradient(x, precision)) for g, x in inputs)

@@ -189,7 +189,8 @@ void check_pair_softmax(PairSoftmax::Form form, const char* what, i64 n, i64 d, 
   p.b.data = z.data() + n * d;
   p.form = form, p.mean = true, p.scale = scale, p.eps = 1e-12f, p.keep = true;
   p.kernels = isa().f32, p.pool = kSerial;
-  p.loss = &loss, p.grad_a = gradient.data(), p.grad_b = gradient.data() + n * d;
+  p.loss = &loss, p.grad_a = {gradient.data(), Storage::f32};
+  p.grad_b = {gradient.data() + n * d, Storage::f32};
   pair_softmax(p);
   const Doubles exact(z.begin(), z.end());
   const double value = pair_loss(form, exact, n, d, scale);
