@@ -12,7 +12,7 @@
 namespace fastcl::cpu {
 namespace {
 
-constexpr i64 kRowGrain = 4096;  // rows per task of the closing arithmetic
+constexpr i64 kRowGrain = 128;  // rows per task of the closing arithmetic: some 3 microseconds
 
 float balanced_offset(double bound, i64 m) {
   return (float)std::max(0.0, bound - (124 * kLn2 - std::log((double)m)));

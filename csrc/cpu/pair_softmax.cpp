@@ -1,6 +1,7 @@
 // Losses from features to gradients in one call, composed of the operators there are.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "prepare.h"
 
@@ -8,14 +9,12 @@ namespace fastcl::cpu {
 namespace {
 
 constexpr double kUnitSquare = 1.01;  // no unit row is longer, squared: bf16 adds up to 2^-7
+constexpr i64 kPairGrain = 64;        // pairs per task of the closing arithmetic: as many calls of exp
 
-// softplus(gap) of one row, and its derivative times `share` added to what the row's negatives
-// gain and its positive loses.
-double row_loss(double gap, double share, float& gain, double& loss) {
+// softplus(gap) of one row; its derivative times `share` is what the row's negatives gain.
+double row_loss(double gap, double share, float& gain) {
   const double t = std::exp(-std::fabs(gap));
-  const double sigmoid = (gap < 0 ? t : 1.0) / (1.0 + t);
-  gain = (float)(share * sigmoid);
-  loss -= gain;
+  gain = (float)(share * (gap < 0 ? t : 1.0) / (1.0 + t));
   return std::max(gap, 0.0) + std::log1p(t);
 }
 
@@ -52,19 +51,19 @@ void pair_softmax(const PairSoftmax& p) {
   const double share = 1.0 / (p.mean ? s.queries.rows : 1) / (both ? 2 : 1);
   float* gain = arena.get<float>(s.queries.rows);
   float* gain_columns = both ? arena.get<float>(n) : nullptr;
-  double* lost = arena.get<double>(n);
-  std::fill(lost, lost + n, 0.0);
-  double total = 0;
-  const auto add = [&](const double* logs, float* gains, i64 rows) {
-    for (i64 i = 0; i < rows; ++i) {
-      const i64 pair = i < n ? i : i - n;
-      const double gap = logs[i] - (double)p.scale * cosines[pair];
-      total += row_loss(gap, share, gains[i], lost[pair]);
+  double *losses = arena.get<double>(n), *lost = arena.get<double>(n);  // of each pair
+  parallel_ranges(p.pool, n, kPairGrain, [&](i64 begin, i64 end) {
+    for (i64 i = begin; i < end; ++i) {
+      const double positive = (double)p.scale * cosines[i];
+      losses[i] = row_loss(sums.rows[i] - positive, share, gain[i]);
+      lost[i] = -gain[i];
+      if (p.form == PairSoftmax::rows) continue;
+      float& other = views ? gain[n + i] : gain_columns[i];
+      losses[i] += row_loss((views ? sums.rows[n + i] : sums.columns[i]) - positive, share, other);
+      lost[i] -= other;
     }
-  };
-  add(sums.rows, gain, s.queries.rows);
-  if (both) add(sums.columns, gain_columns, n);
-  *p.loss = (float)(share * total);
+  });
+  *p.loss = (float)(share * std::accumulate(losses, losses + n, 0.0));
   if (!gradients) return;
 
   float* grad = arena.get<float>(2 * n * dim);

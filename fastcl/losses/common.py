@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import ALONE, MODES, KeepsGroup, Ranks
-from ..ops import LogSumExp, Pairs, fuses_pairs, l2_normalize, l2_normalize_pair, pair_softmax
+from ..ops import LogSumExp, Pairs, l2_normalize, l2_normalize_pair, pair_softmax
 from ..ops.checks import check_features, check_same_shape, precision_of
 from ..ops.pairs import describe
 from ..ops.registry import FLOATS, accumulator
 
 REDUCTIONS = ("mean", "sum", "none")
-_NUMBERS = (numbers.Real, torch.SymFloat, torch.SymInt)
+# float and int first: an abstract class is asked far more slowly
+_NUMBERS = (float, int, numbers.Real, torch.SymFloat, torch.SymInt)
 
 
 # ------------------------------------------------------------------------------------- inputs
@@ -470,12 +471,13 @@ def whole_loss(
         TypeError, ValueError: as :func:`unit_pair` does.
     """
     check_reduction(reduction)
-    check_same_shape(a, b, *names)
-    if reduction == "none" or is_transformed() or not fuses_pairs(a, b):
+    if reduction == "none" or is_transformed():
         return None
-    loss = pair_softmax(a, b, scale, form=form, mean=reduction == "mean")
+    loss = pair_softmax(
+        a, b, scale, form=form, mean=reduction == "mean", names=names, optional=True
+    )
     # what is not finite in a row is not finite in its cosine, and shows in any sum of losses
-    if can_look(a) and not math.isfinite(loss.detach()):
+    if loss is not None and can_look(a) and not math.isfinite(loss.detach()):
         _refuse_unfinite((a, names[0]), (b, names[1]))
     return loss
 

@@ -4,7 +4,7 @@ import torch
 
 from . import chunked, cpu, cuda, reference, triton
 from .enqueue import enqueue, fuses_enqueue
-from .fused import fuses_pairs, pair_softmax
+from .fused import pair_softmax
 from .normalize import l2_normalize, l2_normalize_pair
 from .pairs import ALL, Pairs
 from .registry import OPS, Backend, backends, register, set_workspace, use_backend
@@ -26,7 +26,6 @@ __all__ = [
     "backends",
     "enqueue",
     "fuses_enqueue",
-    "fuses_pairs",
     "l2_normalize",
     "l2_normalize_pair",
     "pair_softmax",

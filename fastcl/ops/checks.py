@@ -133,7 +133,7 @@ def as_scalar(value, name: str, like: Tensor, precision: torch.dtype) -> Tensor:
         TypeError: neither a number nor a tensor. ValueError: a tensor with several elements.
     """
     dtype = accumulator(precision)
-    if not isinstance(value, (Tensor, numbers.Real, torch.SymFloat)):
+    if not isinstance(value, (Tensor, float, int, numbers.Real, torch.SymFloat)):
         raise TypeError(f"{name} {describe(value)}; expected a number or a one-element tensor")
     if not isinstance(value, Tensor):
         return torch.full((), cast(float, value), dtype=dtype, device=like.device)

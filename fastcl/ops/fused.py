@@ -23,17 +23,10 @@ from .registry import Call, accumulator, find, stored_gradient
 FORMS = ("views", "rows", "both")
 
 
-def fuses_pairs(a: Tensor, b: Tensor) -> bool:
-    """Whether the backend that serves :func:`pair_softmax` now would rather take it whole."""
-    precision = precision_of(a, b, None)
-    backend = find(Call("pair_softmax", a.device.type, precision))
-    n, d = a.shape
-    return backend is not None and backend.fuses(n, d, precision)
-
-
 def pair_softmax(
-    a: Tensor, b: Tensor, scale: float | Tensor, *, form: str, mean: bool = True
-) -> Tensor:
+    a: Tensor, b: Tensor, scale: float | Tensor, *, form: str, mean: bool = True,
+    names: tuple[str, str] = ("a", "b"), optional: bool = False,
+) -> Tensor | None:  # fmt: skip
     """Loss of classifying each row's partner among negatives, scores being scaled cosines.
 
     Args:
@@ -43,6 +36,8 @@ def pair_softmax(
             row itself. ``"rows"``: rows of ``a`` among rows of ``b``. ``"both"``: the average of
             that and of rows of ``b`` among rows of ``a``.
         mean: over 2N rows or N pairs; else the sum.
+        names: of ``a`` and ``b`` in errors.
+        optional: return ``None`` where no backend would rather take it whole.
 
     Returns:
         The loss [] in fp32 (fp64 where products are). Rows shorter than 1e-12 are divided by that.
@@ -50,12 +45,16 @@ def pair_softmax(
 
     Raises:
         TypeError, ValueError: not float matrices of one shape on one device; an unknown form.
-        RuntimeError: no usable backend offers it; see :func:`fuses_pairs`.
+        RuntimeError: no usable backend offers it.
     """
-    check_same_shape(a, b, "a", "b")
+    check_same_shape(a, b, *names)
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; expected one of {FORMS}")
     precision = precision_of(a, b, None)
+    if optional:
+        backend = find(Call("pair_softmax", a.device.type, precision))
+        if backend is None or not backend.fuses(*a.shape, precision):
+            return None
     scale = as_scalar(scale, "scale", a, precision)
     wanted = torch.is_grad_enabled()
     needs = [wanted and t.requires_grad for t in (a, b, scale)]
@@ -95,7 +94,7 @@ def _autograd(ctx, grad, *_):
     if again or traced(grad):
         scaled = _gradient_op(grad, a, b, scale, form, mean, eps, *gradients, needs)
     else:  # nobody sees them again: no second copy
-        scaled = [g.mul_(grad) for g in gradients]
+        scaled = [g.mul_(grad) if n else g for g, n in zip(gradients, needs, strict=True)]
     return (*cast_gradients(scaled, (a, b, scale), ctx.needs_input_grad[:3]), *[None] * 5)
 
 

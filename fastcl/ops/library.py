@@ -116,10 +116,10 @@ def _differentiable(compute: Callable, setup_context: Callable, backward: Callab
 
     def differentiable(*arguments):
         _refuse_forward_mode(arguments)
-        if torch.is_grad_enabled() and any(
-            isinstance(a, Tensor) and a.requires_grad for a in arguments
-        ):
-            return function.apply(*arguments)
+        if torch.is_grad_enabled():
+            for argument in arguments:
+                if isinstance(argument, Tensor) and argument.requires_grad:
+                    return function.apply(*arguments)
         return compute(*arguments)
 
     return differentiable

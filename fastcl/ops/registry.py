@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,8 +34,7 @@ def stored_gradient(x: torch.Tensor, precision: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if x.dtype == torch.bfloat16 else accumulator(precision)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What a backend must know of a call to say whether it can serve it.
 
     ``precision`` is the dtype in which products are formed (sums are always fp32 or wider).
@@ -176,7 +175,7 @@ def _serving(call: Call) -> tuple[Backend, ...]:
     """Who serves ``call``, in order of preference."""
     if torch.compiler.is_compiling():  # the answer becomes part of the graph's guards
         return tuple(b for b in _candidates() if not _against(b, call))
-    key = (call.op, call.device, call.precision, _REGISTRY.forced)
+    key = (call, _REGISTRY.forced)
     if key not in _REGISTRY.answers:
         _REGISTRY.answers[key] = tuple(b for b in _candidates() if not _against(b, call))
     return _REGISTRY.answers[key]
