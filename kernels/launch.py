@@ -19,6 +19,13 @@ from .problem import held_width as held_width
 from .problem import unpad as unpad
 
 _LOG2E = math.log2(math.e)
+_EXPONENTIAL = (
+    "exp",
+    "own",
+    "other",
+    "both_fixed",
+    "both_online",
+)  # weights of scores in log2 units
 _ROOM = 14  # binary orders of magnitude that weights are lifted by, so that fp16 can hold them
 
 
@@ -130,6 +137,7 @@ class Weights:
             "other_shift": self.other_shift, "own_ids": p.own.ids, "other_ids": p.other.ids,
             "OWN_BIAS": p.own.bias is not None, "OTHER_BIAS": p.other.bias is not None,
             "WEIGHT": self.weight, "GAIN": self.gain,
+            "UNIT": _LOG2E if self.weight in _EXPONENTIAL else 1.0,
         }  # fmt: skip
 
 
