@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import ALONE, MODES, KeepsGroup, Ranks
-from ..ops import LogSumExp, Pairs, l2_normalize, l2_normalize_pair, pair_softmax
+from ..ops import LogSumExp, Pairs, l2_normalize, l2_normalize_pair, preferred_pair_softmax
 from ..ops.checks import check_features, check_same_shape, precision_of
 from ..ops.pairs import describe
 from ..ops.registry import FLOATS, accumulator
@@ -473,9 +473,7 @@ def whole_loss(
     check_reduction(reduction)
     if reduction == "none" or is_transformed():
         return None
-    loss = pair_softmax(
-        a, b, scale, form=form, mean=reduction == "mean", names=names, optional=True
-    )
+    loss = preferred_pair_softmax(a, b, scale, form=form, mean=reduction == "mean", names=names)
     # what is not finite in a row is not finite in its cosine, and shows in any sum of losses
     if loss is not None and can_look(a) and not math.isfinite(loss.detach()):
         _refuse_unfinite((a, names[0]), (b, names[1]))

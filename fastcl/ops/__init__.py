@@ -4,7 +4,7 @@ import torch
 
 from . import chunked, cpu, cuda, reference, triton
 from .enqueue import enqueue, fuses_enqueue
-from .fused import pair_softmax
+from .fused import pair_softmax, preferred_pair_softmax
 from .normalize import l2_normalize, l2_normalize_pair
 from .pairs import ALL, Pairs
 from .registry import OPS, Backend, backends, register, set_workspace, use_backend
@@ -29,6 +29,7 @@ __all__ = [
     "l2_normalize",
     "l2_normalize_pair",
     "pair_softmax",
+    "preferred_pair_softmax",
     "set_workspace",
     "similarity_logsumexp",
     "similarity_sum",

@@ -24,9 +24,8 @@ FORMS = ("views", "rows", "both")
 
 
 def pair_softmax(
-    a: Tensor, b: Tensor, scale: float | Tensor, *, form: str, mean: bool = True,
-    names: tuple[str, str] = ("a", "b"), optional: bool = False,
-) -> Tensor | None:  # fmt: skip
+    a: Tensor, b: Tensor, scale: float | Tensor, *, form: str, mean: bool = True
+) -> Tensor:
     """Loss of classifying each row's partner among negatives, scores being scaled cosines.
 
     Args:
@@ -36,8 +35,6 @@ def pair_softmax(
             row itself. ``"rows"``: rows of ``a`` among rows of ``b``. ``"both"``: the average of
             that and of rows of ``b`` among rows of ``a``.
         mean: over 2N rows or N pairs; else the sum.
-        names: of ``a`` and ``b`` in errors.
-        optional: return ``None`` where no backend would rather take it whole.
 
     Returns:
         The loss [] in fp32 (fp64 where products are). Rows shorter than 1e-12 are divided by that.
@@ -47,14 +44,29 @@ def pair_softmax(
         TypeError, ValueError: not float matrices of one shape on one device; an unknown form.
         RuntimeError: no usable backend offers it.
     """
-    check_same_shape(a, b, *names)
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; expected one of {FORMS}")
+    check_same_shape(a, b, "a", "b")
+    return _take(a, b, scale, form, mean, precision_of(a, b, None))
+
+
+def preferred_pair_softmax(
+    a: Tensor, b: Tensor, scale: float | Tensor, *, form: str, mean: bool, names: tuple[str, str]
+) -> Tensor | None:
+    """:func:`pair_softmax`, or ``None`` where no backend would rather take the loss whole.
+
+    ``names``: of ``a`` and ``b`` in errors.
+    """
+    check_same_shape(a, b, *names)
     precision = precision_of(a, b, None)
-    if optional:
-        backend = find(Call("pair_softmax", a.device.type, precision))
-        if backend is None or not backend.fuses(*a.shape, precision):
-            return None
+    backend = find(Call("pair_softmax", a.device.type, precision))
+    n, d = a.shape
+    if backend is None or not backend.fuses(n, d, precision):
+        return None
+    return _take(a, b, scale, form, mean, precision)
+
+
+def _take(a, b, scale, form: str, mean: bool, precision: torch.dtype) -> Tensor:
     scale = as_scalar(scale, "scale", a, precision)
     wanted = torch.is_grad_enabled()
     needs = [wanted and t.requires_grad for t in (a, b, scale)]

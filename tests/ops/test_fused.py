@@ -6,7 +6,7 @@ import torch
 import fastcl
 from fastcl import functional as f
 from fastcl.losses import common
-from fastcl.ops import pair_softmax
+from fastcl.ops import pair_softmax, preferred_pair_softmax
 from fastcl.ops.fused import FORMS
 
 F64 = torch.float64
@@ -43,18 +43,19 @@ def test_both_orders(form, mean):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, F64], ids=str)
 @pytest.mark.parametrize("needs", [[True, True, True], [True, False, False], [False, True, True]])
 def test_opcheck(form, dtype, needs):
     a, b = (x.detach() for x in batch(6, 4, dtype))
-    scale = torch.tensor(2.0, dtype=dtype)
+    acc = F64 if dtype == F64 else torch.float32
+    scale = torch.tensor(2.0, dtype=acc)
     for tensor, needed in zip((a, b, scale), needs, strict=True):
         tensor.requires_grad_(needed)
     static = (form, True, 1e-12)
     arguments = (a, b, scale, *static, needs, dtype)
     torch.library.opcheck(torch.ops.fastcl.pair_softmax.default, arguments)
     _, *saved = (x.detach() for x in torch.ops.fastcl.pair_softmax(*arguments))
-    grad = torch.tensor(0.5, dtype=dtype, requires_grad=True)
+    grad = torch.tensor(0.5, dtype=acc, requires_grad=True)
     torch.library.opcheck(
         torch.ops.fastcl.pair_softmax_backward.default,
         (grad, a, b, scale, *static, *saved, needs),
@@ -68,12 +69,12 @@ def calls(monkeypatch):
     taken = []
 
     def record(*arguments, **options):
-        loss = pair_softmax(*arguments, **options)
+        loss = preferred_pair_softmax(*arguments, **options)
         if loss is not None:
             taken.append(options["form"])
         return loss
 
-    monkeypatch.setattr(common, "pair_softmax", record)
+    monkeypatch.setattr(common, "preferred_pair_softmax", record)
     return taken
 
 
@@ -141,6 +142,36 @@ def test_what_needs_no_gradient_gets_none(backend, form):
     for needed in ((0,), (1,), (2,), (0, 1)):
         for position, gradient in gradients(*needed).items():
             close([gradient], [everything[position]], 1e-6)
+
+
+@pytest.mark.parametrize("backend", FUSING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_graph_is_walked_twice(backend, dtype):
+    """Gradients are scaled in place where nobody walks again, and never before."""
+    a, b = batch(dtype=dtype)
+    with fastcl.use_backend(backend):
+        loss = 2.5 * pair_softmax(a, b, 4.0, form="both")
+    loss.backward(retain_graph=True)
+    once = a.grad.clone(), b.grad.clone()
+    loss.backward()
+    for x, first in zip((a, b), once, strict=True):
+        assert x.grad.dtype == dtype
+        close([x.grad], [2 * first], 1e-7)
+    exact = [x.detach().double().requires_grad_() for x in (a, b)]
+    (2.5 * pair_softmax(*exact, 4.0, form="both")).backward()
+    close(once, [x.grad for x in exact], {4: 1e-5, 2: 1e-2}[dtype.itemsize])
+
+
+@pytest.mark.parametrize("backend", FUSING)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_scaler_finds_what_fp16_could_not_hold(backend, dtype):
+    """The gradient of 2^12 pairs' mean is too small for fp16 until it is multiplied."""
+    a, b = batch(4096, 4, dtype)
+    with fastcl.use_backend(backend):
+        (2.0**16 * pair_softmax(a, b, 0.01, form="rows")).backward()
+    exact = [x.detach().double().requires_grad_() for x in (a, b)]
+    (2.0**16 * pair_softmax(*exact, 0.01, form="rows")).backward()
+    close([a.grad, b.grad], [x.grad for x in exact], 2e-2)
 
 
 @pytest.mark.parametrize("backend", FUSING)
