@@ -112,17 +112,28 @@ void normalize_pair_backward(const Kernels*, const Pool&, const Matrix& grad_row
                              const float* grad_cosines, const float* rows, const float* inverse,
                              float eps, float* da, float* db);
 
-// A whole loss: each row of aligned batches a and b finds its partner among negatives.
-struct PairSoftmax {
+// A whole loss of aligned batches a and b (fastcl/ops/fused.py).
+struct PairLoss {
   Matrix a, b;
-  enum Form { views, rows, both } form;  // fastcl/ops/fused.py
   bool mean;
   float scale, eps;
-  bool keep;  // the exponentials, from the forward to the gradient
   const Kernels* kernels;
   Pool pool;
   float *loss, *grad_a, *grad_b, *grad_scale;  // gradients null where not wanted
 };
+
+// Each row finds its partner among negatives.
+struct PairSoftmax : PairLoss {
+  enum Form { views, rows, both } form;
+  bool keep;  // the exponentials, from the forward to the gradient
+};
 void pair_softmax(const PairSoftmax&);
+
+// Each pair of rows is told to belong together or not.
+struct PairSigmoid : PairLoss {
+  float bias;
+  float* grad_bias;
+};
+void pair_sigmoid(PairSigmoid);
 
 }  // namespace fastcl::cpu

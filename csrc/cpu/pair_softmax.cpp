@@ -1,6 +1,5 @@
 // Losses from features to gradients in one call, composed of the operators there are.
 #include <algorithm>
-#include <cmath>
 
 #include "prepare.h"
 
@@ -12,11 +11,11 @@ constexpr double kUnitSquare = 1.01;  // no unit row is longer, squared: bf16 ad
 // softplus(gap) of one row, and its derivative times `share` added to what the row's negatives
 // gain and its positive loses.
 double row_loss(double gap, double share, float& gain, double& loss) {
-  const double t = std::exp(-std::fabs(gap));
-  const double sigmoid = (gap < 0 ? t : 1.0) / (1.0 + t);
+  double sigmoid;
+  const double value = softplus(gap, sigmoid);
   gain = (float)(share * sigmoid);
   loss -= gain;
-  return std::max(gap, 0.0) + std::log1p(t);
+  return value;
 }
 
 }  // namespace

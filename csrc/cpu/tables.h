@@ -124,7 +124,7 @@ const Kernels table = {
     .reduce = {reduce<kSum>, reduce<kSumMax>, reduce<kMax>, reduce<kExact>, reduce<kSoftplus>,
                reduce<kRelu>, reduce<kReluSquared>},
     .weigh = {weigh<kWeightExp>, weigh<kWeightExact>, weigh<kWeightSaved>, weigh<kWeightSoftplus>,
-              weigh<kWeightRelu>, weigh<kWeightReluSquared>},
+              weigh<kWeightRelu>, weigh<kWeightReluSquared>, weigh_sigmoid},
     .scores = scores,
     .product = product,
     .fold = fold,

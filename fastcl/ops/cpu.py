@@ -45,6 +45,8 @@ for _schema in (
     " Tensor inverse, float eps) -> (Tensor, Tensor)",
     "_cpu_pair_softmax(Tensor a, Tensor b, Tensor scale, int form, bool mean, float eps,"
     " bool[] needs, bool keep, bool bf16) -> (Tensor, Tensor, Tensor, Tensor)",
+    "_cpu_pair_sigmoid(Tensor a, Tensor b, Tensor scale, Tensor bias, bool mean, float eps,"
+    " bool[] needs, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "_cpu_exp2(Tensor x) -> Tensor",
     "_cpu_info() -> str",
     "_cpu_set_isa(str name) -> ()",
@@ -136,6 +138,12 @@ def pair_softmax(a, b, scale, form, mean, eps, needs, precision):
     )  # fmt: skip
 
 
+def pair_sigmoid(a, b, scale, bias, mean, eps, needs, precision):
+    return _OPS._cpu_pair_sigmoid(
+        _stored(a), _stored(b), scale, bias, mean, eps, needs, precision == torch.bfloat16
+    )
+
+
 def _stored(x: Tensor | None) -> Tensor | None:
     """``x``, with float64 values rounded: they are read in fp32, bf16 or fp16."""
     return x.float() if x is not None and x.dtype == torch.float64 else x
@@ -166,7 +174,7 @@ _unavailable = native.load("cpu", _OPS._cpu_info)
 BACKEND = Backend(
     "cpu",
     sys.modules[__name__],
-    ops=(*OPS, "pair_softmax"),
+    ops=(*OPS, "pair_softmax", "pair_sigmoid"),
     devices=("cpu",),
     precisions=(torch.float32, torch.bfloat16, torch.float16),
     unavailable=_unavailable,

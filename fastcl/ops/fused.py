@@ -1,15 +1,19 @@
-"""A whole loss in one operator: softmax over aligned pairs, from features to a number.
+"""Whole losses in one operator: softmax or sigmoid over aligned pairs, from features to a number.
 
 Normalisation, log-sum-exp over the negatives, softplus(log-sum-exp - positive), reduction, and the
-gradients of both inputs and of the scale, which the forward forms already: they differ from those
-of any other upstream by a factor, so the backward multiplies and sweeps nothing. Small batches are
-little else than calls, and this is one call where the primitives take a dozen.
+gradients of all inputs, which the forward forms already: they differ from those of any other
+upstream by a factor, so the backward multiplies and sweeps nothing. Small batches are little else
+than calls, and this is one call where the primitives take a dozen. The sigmoid loss gains at every
+size: no sum precedes its gradient, so that one sweep forms both, with three products of N x N x D
+for the primitives' four.
 
-It is optional: a backend that offers it says when it is the better choice
+They are optional: a backend that offers one says when it is the better choice
 (:attr:`~fastcl.ops.registry.Backend.fuses`), and losses compose the primitives otherwise.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,10 +27,10 @@ from .registry import Call, accumulator, find
 FORMS = ("views", "rows", "both")
 
 
-def fuses_pairs(a: Tensor, b: Tensor) -> bool:
-    """Whether the backend that serves :func:`pair_softmax` now would rather take it whole."""
+def fuses_pairs(op: str, a: Tensor, b: Tensor) -> bool:
+    """Whether the backend that serves ``op``, one of the below, now would rather take it whole."""
     precision = precision_of(a, b, None)
-    backend = find(Call("pair_softmax", a.device.type, precision))
+    backend = find(Call(op, a.device.type, precision))
     n, d = a.shape
     return backend is not None and backend.fuses(n, d, precision)
 
@@ -57,60 +61,87 @@ def pair_softmax(
         raise ValueError(f"form is {form!r}; expected one of {FORMS}")
     precision = precision_of(a, b, None)
     scale = as_scalar(scale, "scale", a, precision)
+    return _softmax_op(a, b, scale, form, mean, EPS, _needs(a, b, scale), precision)[0]
+
+
+def pair_sigmoid(
+    a: Tensor, b: Tensor, scale: float | Tensor, bias: float | Tensor, *, mean: bool = True
+) -> Tensor:
+    """Loss of telling which pairs of rows belong together, each pair by itself.
+
+    With s_ij = scale * cosine + bias: the sum over i of softplus(-s_ii) + sum over j != i of
+    softplus(s_ij).
+
+    Args:
+        a, b: [N, D], any float dtypes; row i of one belongs to row i of the other.
+        scale, bias: numbers or 0-dim tensors (differentiable).
+        mean: over N rows (not N^2 pairs); else the sum.
+
+    Returns:
+        As :func:`pair_softmax`.
+
+    Raises:
+        TypeError, ValueError: not float matrices of one shape on one device; a scale or bias that
+            is not one number.
+        RuntimeError: no usable backend offers it; see :func:`fuses_pairs`.
+    """
+    check_same_shape(a, b, "a", "b")
+    precision = precision_of(a, b, None)
+    scale = as_scalar(scale, "scale", a, precision)
+    bias = as_scalar(bias, "bias", a, precision)
+    return _sigmoid_op(a, b, scale, bias, mean, EPS, _needs(a, b, scale, bias), precision)[0]
+
+
+def _needs(*inputs: Tensor) -> list[bool]:
     wanted = torch.is_grad_enabled()
-    needs = [wanted and t.requires_grad for t in (a, b, scale)]
-    return _op(a, b, scale, form, mean, EPS, needs, precision)[0]
+    return [wanted and t.requires_grad for t in inputs]
 
 
-def _forward(a, b, scale, form, mean, eps, needs, precision):
-    return dispatch(
-        "pair_softmax", "pair_softmax", a, precision, a, b, scale, form, mean, eps, needs
-    )
+# An operator takes its tensors, what is fixed, which tensors need a gradient, and the precision.
 
 
-def _forward_fake(a, b, scale, form, mean, eps, needs, precision):
-    shapes = ((), *(x.shape if n else (0,) for x, n in zip((a, b, scale), needs, strict=True)))
-    return tuple(a.new_empty(shape, dtype=accumulator(precision)) for shape in shapes)
+def _forward(op, *arguments):
+    *inputs, precision = arguments
+    return dispatch(op, op, inputs[0], precision, *inputs)
+
+
+def _forward_fake(*arguments):
+    *inputs, needs, precision = arguments
+    shapes = ((), *(x.shape if n else (0,) for x, n in zip(inputs, needs, strict=False)))
+    return tuple(inputs[0].new_empty(shape, dtype=accumulator(precision)) for shape in shapes)
 
 
 def _setup(ctx, inputs, output):
-    a, b, scale, *static, _ = inputs
-    gradients = output[1:]
+    *inputs, needs, _ = inputs
+    count, gradients = len(needs), output[1:]
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(a, b, scale, *gradients)
-    ctx.static = static
+    ctx.save_for_backward(*inputs[:count], *gradients)
+    ctx.static = inputs[count:], needs
 
 
-def _autograd(ctx, grad, *_):
+def _autograd(gradient_op, ctx, grad, *_):
     if grad is None:
-        return (None,) * 8
-    a, b, scale, *gradients = ctx.saved_tensors
-    form, mean, eps, needs = ctx.static
-    scaled = _gradient_op(grad, a, b, scale, form, mean, eps, *gradients, needs)
-    return (*cast_gradients(scaled, (a, b, scale), ctx.needs_input_grad[:3]), *[None] * 5)
+        return (None,) * len(ctx.needs_input_grad)
+    static, needs = ctx.static
+    count = len(needs)
+    tensors, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+    scaled = gradient_op(grad, *tensors, *static, *gradients, needs)
+    cast = cast_gradients(scaled, tensors, ctx.needs_input_grad[:count])
+    return (*cast, *[None] * (len(static) + 2))
 
 
-def _backward(grad, a, b, scale, form, mean, eps, grad_a, grad_b, grad_scale, needs):
-    gradients = (grad_a, grad_b, grad_scale)
+def _backward(*arguments):
+    grad, *_, needs = arguments
+    gradients = arguments[-1 - len(needs) : -1]
     return tuple(g * grad if n else g.clone() for g, n in zip(gradients, needs, strict=True))
 
 
-def _backward_fake(grad, a, b, scale, form, mean, eps, grad_a, grad_b, grad_scale, needs):
-    return tuple(torch.empty_like(g) for g in (grad_a, grad_b, grad_scale))
+def _backward_fake(*arguments):
+    return tuple(torch.empty_like(g) for g in arguments[-1 - len(arguments[-1]) : -1])
 
 
-_op = define(
-    "pair_softmax",
-    "Tensor a, Tensor b, Tensor scale, str form, bool mean, float eps, bool[] needs, "
-    "ScalarType precision",
-    "(Tensor, Tensor, Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-    setup_context=_setup,
-    backward=_autograd,
-)
-_gradient_op = define(
+_softmax_gradient_op = define(
     "pair_softmax_backward",
     "Tensor grad, Tensor a, Tensor b, Tensor scale, str form, bool mean, float eps, Tensor grad_a, "
     "Tensor grad_b, Tensor grad_scale, bool[] needs",
@@ -119,4 +150,33 @@ _gradient_op = define(
     _backward_fake,
     # the saved gradients are functions of the inputs, and the formula treats them so
     **differentiate(reference.pair_softmax_gradients, needs_at=-1),
+)
+_softmax_op = define(
+    "pair_softmax",
+    "Tensor a, Tensor b, Tensor scale, str form, bool mean, float eps, bool[] needs, "
+    "ScalarType precision",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    partial(_forward, "pair_softmax"),
+    _forward_fake,
+    setup_context=_setup,
+    backward=partial(_autograd, _softmax_gradient_op),
+)
+_sigmoid_gradient_op = define(
+    "pair_sigmoid_backward",
+    "Tensor grad, Tensor a, Tensor b, Tensor scale, Tensor bias, bool mean, float eps, "
+    "Tensor grad_a, Tensor grad_b, Tensor grad_scale, Tensor grad_bias, bool[] needs",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+    **differentiate(reference.pair_sigmoid_gradients, needs_at=-1),
+)
+_sigmoid_op = define(
+    "pair_sigmoid",
+    "Tensor a, Tensor b, Tensor scale, Tensor bias, bool mean, float eps, bool[] needs, "
+    "ScalarType precision",
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    partial(_forward, "pair_sigmoid"),
+    _forward_fake,
+    setup_context=_setup,
+    backward=partial(_autograd, _sigmoid_gradient_op),
 )

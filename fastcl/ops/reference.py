@@ -270,3 +270,35 @@ def pair_softmax_gradients(grad, a, b, scale, form: str, mean: bool, eps: float)
         *normalize_pair_gradients(rows, scale.to(dtype) * lost, a, b, eps),
         dscale + (lost * cosines).sum(),
     )
+
+
+def _signed_scores(a, b, scale, bias, eps: float):
+    """Unit rows, cosines [N, N], scores, and signs: -1 where a pair belongs together."""
+    unit_a, unit_b = _unit(a, eps)[0], _unit(b, eps)[0]
+    cosines = unit_a @ unit_b.mT
+    scores = scale.to(cosines.dtype) * cosines + bias.to(cosines.dtype)
+    own = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+    return unit_a, unit_b, cosines, scores, 1.0 - 2.0 * own
+
+
+def pair_sigmoid(a, b, scale, bias, mean, eps, needs, precision):
+    *_, scores, signs = _signed_scores(a, b, scale, bias, eps)
+    loss = -F.logsigmoid(-signs * scores).sum() / (len(scores) if mean else 1)
+    one = torch.ones((), dtype=loss.dtype, device=loss.device)
+    gradients = pair_sigmoid_gradients(one, a, b, scale, bias, mean, eps)
+    acc = accumulator(precision)
+    return (loss.to(acc), *_only_needed(gradients, needs, acc))
+
+
+def pair_sigmoid_gradients(grad, a, b, scale, bias, mean: bool, eps: float):
+    """Gradients of both inputs, of the scale and of the bias, differentiable again."""
+    unit_a, unit_b, cosines, scores, signs = _signed_scores(a, b, scale, bias, eps)
+    share = grad.to(scores.dtype) / (len(scores) if mean else 1)
+    w = share * signs * torch.sigmoid(signs * scores)
+    t = scale.to(w.dtype)
+    return (
+        normalize_gradient(t * (w @ unit_b), a, eps),
+        normalize_gradient(t * (w.mT @ unit_a), b, eps),
+        (w * cosines).sum(),
+        w.sum(),
+    )

@@ -1,16 +1,19 @@
 """Whole losses in one operator: derivatives, registration, and when losses take it."""
 
+from functools import partial, wraps
+
 import pytest
 import torch
 
 import fastcl
 from fastcl import functional as f
-from fastcl.losses import common
-from fastcl.ops import pair_softmax
+from fastcl.losses import sigmoid, softmax
+from fastcl.ops import pair_sigmoid, pair_softmax
 from fastcl.ops.fused import FORMS
 
 F64 = torch.float64
-LOSSES = {"nt_xent": "views", "info_nce": "rows", "clip": "both"}
+OPERATORS = {form: partial(pair_softmax, form=form) for form in FORMS} | {"sigmoid": pair_sigmoid}
+LOSSES = {"nt_xent": "views", "info_nce": "rows", "clip": "both", "siglip": "sigmoid"}
 FUSING = [
     name
     for name, backend in fastcl.backends().items()
@@ -24,61 +27,74 @@ def batch(n=19, d=8, dtype=torch.float32):
     return a.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
 
 
+def inputs_of(form, *size, dtype=torch.float32):
+    """What an operator takes: two batches, a scale, and of the sigmoid a bias."""
+    scalars = (2.5, -1.5) if form == "sigmoid" else (2.5,)
+    scalars = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in scalars)
+    return (*batch(*size, dtype=dtype), *scalars)
+
+
 def close(ours, theirs, tolerance):
     for a, b in zip(ours, theirs, strict=True):
         assert float((a.double() - b.double()).norm() / b.double().norm()) < tolerance
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", OPERATORS)
 @pytest.mark.parametrize("mean", [True, False])
 def test_both_orders(form, mean):
-    a, b = batch(5, 3, F64)
-    scale = torch.tensor(2.5, dtype=F64, requires_grad=True)
-
-    def loss(a, b, scale):
-        return pair_softmax(a, b, scale, form=form, mean=mean)
-
-    assert torch.autograd.gradcheck(loss, (a, b, scale))
-    assert torch.autograd.gradgradcheck(loss, (a, b, scale))
+    inputs = inputs_of(form, 5, 3, dtype=F64)
+    loss = partial(OPERATORS[form], mean=mean)
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradgradcheck(loss, inputs)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
-@pytest.mark.parametrize("needs", [[True, True, True], [True, False, False], [False, True, True]])
+@pytest.mark.parametrize(
+    "needs", [[True] * 4, [True, False, False, True], [False, True, True, False]], ids=str
+)
 def test_opcheck(form, dtype, needs):
-    a, b = (x.detach() for x in batch(6, 4, dtype))
-    scale = torch.tensor(2.0, dtype=dtype)
-    for tensor, needed in zip((a, b, scale), needs, strict=True):
+    inputs = [x.detach() for x in inputs_of(form, 6, 4, dtype=dtype)]
+    needs = needs[: len(inputs)]
+    for tensor, needed in zip(inputs, needs, strict=True):
         tensor.requires_grad_(needed)
-    static = (form, True, 1e-12)
-    arguments = (a, b, scale, *static, needs, dtype)
-    torch.library.opcheck(torch.ops.fastcl.pair_softmax.default, arguments)
-    _, *saved = (x.detach() for x in torch.ops.fastcl.pair_softmax(*arguments))
+    name, static = "pair_softmax", (form, True, 1e-12)
+    if form == "sigmoid":
+        name, static = "pair_sigmoid", static[1:]
+    arguments = (*inputs, *static, needs, dtype)
+    operator = getattr(torch.ops.fastcl, name).default
+    torch.library.opcheck(operator, arguments)
+    _, *saved = (x.detach() for x in operator(*arguments))
     grad = torch.tensor(0.5, dtype=dtype, requires_grad=True)
     torch.library.opcheck(
-        torch.ops.fastcl.pair_softmax_backward.default,
-        (grad, a, b, scale, *static, *saved, needs),
+        getattr(torch.ops.fastcl, f"{name}_backward").default,
+        (grad, *inputs, *static, *saved, needs),
         atol=1e-5, rtol=1e-4,
     )  # fmt: skip
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The forms in which losses took the operator."""
+    """The forms in which losses took an operator."""
     taken = []
 
-    def record(*arguments, **options):
-        taken.append(options["form"])
-        return pair_softmax(*arguments, **options)
+    def recording(operator):
+        @wraps(operator)
+        def record(*arguments, **options):
+            taken.append(options.get("form", "sigmoid"))
+            return operator(*arguments, **options)
 
-    monkeypatch.setattr(common, "pair_softmax", record)
+        return record
+
+    monkeypatch.setattr(softmax, "pair_softmax", recording(pair_softmax))
+    monkeypatch.setattr(sigmoid, "pair_sigmoid", recording(pair_sigmoid))
     return taken
 
 
 def derivatives(name, inputs, upstream, **options):
     """A loss, its gradients, and those of their squares."""
-    a, b, temperature = inputs
-    loss = getattr(f, name)(a, b, temperature=temperature, **options)
+    scalars = dict(zip(("temperature", "bias"), inputs[2:], strict=False))
+    loss = getattr(f, name)(*inputs[:2], **scalars, **options)
     first = torch.autograd.grad(upstream * loss, inputs, create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
     return [loss.detach(), *(g.detach() for g in (*first, *second))]
@@ -89,9 +105,10 @@ def derivatives(name, inputs, upstream, **options):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("workspace", [0, 64])
 def test_whole_and_composed_losses_agree(backend, name, reduction, workspace, calls):
-    """Several blocks, a temperature that learns, an upstream gradient that is not 1."""
+    """Several blocks, scalars that learn, an upstream gradient that is not 1."""
     fastcl.set_workspace(workspace)
-    inputs = (*batch(150, 24), torch.tensor(0.2, requires_grad=True))
+    a, b, _, *bias = inputs_of(LOSSES[name], 150, 24)
+    inputs = (a, b, torch.tensor(0.2, requires_grad=True), *bias)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     with fastcl.use_backend("chunked"):
         theirs = derivatives(name, exact, -3.0, reduction=reduction)
@@ -107,8 +124,9 @@ def test_whole_and_composed_losses_agree(backend, name, reduction, workspace, ca
 def test_only_the_plain_loss_is_taken_whole(backend, name, calls):
     a, b = batch()
     options = (
-        {"ids": torch.arange(19)}, {"weight": torch.ones(19)}, {"label_smoothing": 0.1},
-        {"normalize": False}, {"reduction": "none"}, {"return_metrics": True},
+        {"ids": torch.arange(19)}, {"weight": torch.ones(19)}, {"normalize": False},
+        {"reduction": "none"}, {"return_metrics": True},
+        *([{"label_smoothing": 0.1}] if name != "siglip" else []),
     )  # fmt: skip
     with fastcl.use_backend(backend):
         for chosen in options:
@@ -120,45 +138,41 @@ def test_only_the_plain_loss_is_taken_whole(backend, name, calls):
 
 
 @pytest.mark.parametrize("backend", FUSING)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", OPERATORS)
 def test_what_needs_no_gradient_gets_none(backend, form):
-    """One side, the other, or the scale alone; and a graph may be walked twice."""
+    """One side, the other, or a scalar alone; and a graph may be walked twice."""
 
     def gradients(*needed):
         torch.manual_seed(1)
-        inputs = [x.detach() for x in (*batch(), torch.tensor(4.0))]
+        inputs = [x.detach() for x in inputs_of(form)]
         wanted = [inputs[i].requires_grad_() for i in needed]
         with fastcl.use_backend(backend):
-            loss = pair_softmax(*inputs, form=form)
+            loss = OPERATORS[form](*inputs)
         first = torch.autograd.grad(loss, wanted, retain_graph=True)
         again = torch.autograd.grad(loss, wanted)
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
         return dict(zip(needed, again, strict=True))
 
-    everything = gradients(0, 1, 2)
-    for needed in ((0,), (1,), (2,), (0, 1)):
+    count = len(inputs_of(form))
+    everything = gradients(*range(count))
+    for needed in (*((i,) for i in range(count)), (0, 1)):
         for position, gradient in gradients(*needed).items():
             close([gradient], [everything[position]], 1e-6)
 
 
 @pytest.mark.parametrize("backend", FUSING)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", OPERATORS)
 def test_compiles_to_one_graph(backend, form):
-    a, b = batch()
-    scale = torch.tensor(3.0, requires_grad=True)
+    inputs = inputs_of(form)
 
-    def loss(a, b, scale):
-        return 2.0 * pair_softmax(a, b, scale, form=form)
+    def loss(*inputs):
+        return 2.0 * OPERATORS[form](*inputs)
 
     with fastcl.use_backend(backend):
-        expected = loss(a, b, scale)
-        value = torch.compile(loss, fullgraph=True)(a, b, scale)
+        expected = loss(*inputs)
+        value = torch.compile(loss, fullgraph=True)(*inputs)
         assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
-        close(
-            torch.autograd.grad(value, (a, b, scale)),
-            torch.autograd.grad(expected, (a, b, scale)),
-            1e-6,
-        )
+        close(torch.autograd.grad(value, inputs), torch.autograd.grad(expected, inputs), 1e-6)
 
 
 def test_errors():
