@@ -303,8 +303,11 @@ std::tuple<Tensor, Tensor> l2_normalize_pair_backward(const Tensor& grad_rows,
   const Vector<float> unit(rows, m.rows * m.dim, "rows"), factor(inverse, m.rows, "inverse"),
       pull(grad_cosines, n, "grad_cosines");
   Tensor da = empty({n, m.dim}), db = empty({n, m.dim});
-  kernels::normalize_pair_backward(kernels::isa().f32, pool_for(2.0 * m.rows * m.dim), m, pull,
-                                   unit, factor, (float)eps, data(da), data(db));
+  kernels::Matrix of_a = m, of_b = m;
+  of_a.rows = of_b.rows = n;
+  of_b.data = static_cast<const float*>(m.data) + n * m.stride;
+  kernels::normalize_pair_backward(kernels::isa().f32, pool_for(2.0 * m.rows * m.dim), of_a, of_b,
+                                   pull, unit, factor, (float)eps, data(da), data(db));
   return {da, db};
 }
 

@@ -104,15 +104,17 @@ void normalize(const Kernels*, const Pool&, const Matrix& x, float eps, float* y
 void normalize_backward(const Kernels*, const Pool&, const Matrix& grad, const float* y,
                         const float* inverse, float eps, float* dx);
 
-// Two aligned batches: unit rows of a, then of b, and the cosine of each pair.
+// Two aligned batches: unit rows of a, then of b, and the cosine of each pair. An infinite eps, here
+// and in the gradient, leaves rows as they are.
 void normalize_pair(const Kernels*, const Pool&, const Matrix& a, const Matrix& b, float eps,
                     float* rows, float* cosines, float* inverse);
-// da or db may be null.
-void normalize_pair_backward(const Kernels*, const Pool&, const Matrix& grad_rows,
-                             const float* grad_cosines, const float* rows, const float* inverse,
-                             float eps, float* da, float* db);
+// da or db may be null, or what was given for it.
+void normalize_pair_backward(const Kernels*, const Pool&, const Matrix& grad_a,
+                             const Matrix& grad_b, const float* grad_cosines, const float* rows,
+                             const float* inverse, float eps, float* da, float* db);
 
-// A whole loss of aligned batches a and b (fastcl/ops/fused.py).
+// A whole loss of aligned batches a and b (fastcl/ops/fused.py); an infinite eps, for the sigmoid
+// alone, takes rows as they are.
 struct PairLoss {
   Matrix a, b;
   bool mean;

@@ -24,13 +24,11 @@ void pair_sigmoid(PairSigmoid p) {
   s.skips = 1;  // partners: they stay out of the sweep
   s.kernels = p.kernels, s.pool = p.pool;
   const Prepared prepared(s, arena, Units::log2, -p.bias, p.grad_b != nullptr);
-  float* grad = p.grad_a ? arena.get<float>(2 * n * dim) : nullptr;
   const double share = p.mean ? 1.0 / n : 1.0;
   Totals totals;
   Gradient g{kWeightSigmoid};
   g.factor = share;
-  g.queries = grad;
-  g.keys = p.grad_b ? grad + n * dim : nullptr;
+  g.queries = p.grad_a, g.keys = p.grad_b;  // of unit rows first
   g.totals = &totals;
   gradient(prepared, arena, g);
 
@@ -45,9 +43,9 @@ void pair_sigmoid(PairSigmoid p) {
   *p.loss = (float)(share * totals.phi);
   if (p.grad_scale) *p.grad_scale = (float)(share * totals.moments);
   if (p.grad_bias) *p.grad_bias = (float)(share * totals.weights);
-  if (!grad) return;
-  const Matrix grads{grad, 2 * n, dim, dim, Storage::f32};
-  normalize_pair_backward(p.kernels, p.pool, grads, pull, unit, inverse, p.eps, p.grad_a,
+  const Matrix grad_a{p.grad_a, n, dim, dim, Storage::f32};
+  const Matrix grad_b{p.grad_b, n, dim, dim, Storage::f32};
+  normalize_pair_backward(p.kernels, p.pool, grad_a, grad_b, pull, unit, inverse, p.eps, p.grad_a,
                           p.grad_b);
 }
 

@@ -82,8 +82,9 @@ void pair_softmax(const PairSoftmax& p) {
     pull[i] = (float)(lost[i] * p.scale);
   }
   if (p.grad_scale) *p.grad_scale = (float)grad_scale;
-  const Matrix grads{grad, 2 * n, dim, dim, Storage::f32};
-  normalize_pair_backward(p.kernels, p.pool, grads, pull, unit, inverse, p.eps, p.grad_a,
+  const Matrix grad_a{grad, n, dim, dim, Storage::f32};
+  const Matrix grad_b{grad + n * dim, n, dim, dim, Storage::f32};
+  normalize_pair_backward(p.kernels, p.pool, grad_a, grad_b, pull, unit, inverse, p.eps, p.grad_a,
                           p.grad_b);
 }
 

@@ -475,6 +475,8 @@ def whole_loss(
     check_same_shape(a, b, *names)
     if reduction == "none" or is_transformed() or not fuses_pairs(operator.__name__, a, b):
         return None
+    if not options.get("normalize", True):
+        _check_finite(None, (a, names[0]), (b, names[1]))
     loss = operator(a, b, *arguments, mean=reduction == "mean", **options)
     # what is not finite in a row is not finite in its cosine, and shows in any sum of losses
     if can_look(a) and not math.isfinite(loss.detach()):

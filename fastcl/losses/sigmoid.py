@@ -65,11 +65,12 @@ def siglip(
     """
     names = ("image_features", "text_features")
     scale = scale_of(temperature, logit_scale)
-    plain = ids is None and weight is None and normalize and not return_metrics
-    if plain and distributed is None and process_group is None:
+    alone = distributed is None and process_group is None
+    if ids is None and weight is None and not return_metrics and alone:
         loss = whole_loss(
-            pair_sigmoid, image_features, text_features, names, reduction, scale, bias
-        )
+            pair_sigmoid, image_features, text_features, names, reduction, scale, bias,
+            normalize=normalize,
+        )  # fmt: skip
         if loss is not None:
             return loss
     rows, cosines = unit_pair(image_features, text_features, names, normalize)

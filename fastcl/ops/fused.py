@@ -13,6 +13,7 @@ They are optional: a backend that offers one says when it is the better choice
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -65,17 +66,19 @@ def pair_softmax(
 
 
 def pair_sigmoid(
-    a: Tensor, b: Tensor, scale: float | Tensor, bias: float | Tensor, *, mean: bool = True
-) -> Tensor:
+    a: Tensor, b: Tensor, scale: float | Tensor, bias: float | Tensor, *, mean: bool = True,
+    normalize: bool = True,
+) -> Tensor:  # fmt: skip
     """Loss of telling which pairs of rows belong together, each pair by itself.
 
     With s_ij = scale * cosine + bias: the sum over i of softplus(-s_ii) + sum over j != i of
-    softplus(s_ij).
+    softplus(s_ij) (Zhai et al. 2023, algorithm 1).
 
     Args:
         a, b: [N, D], any float dtypes; row i of one belongs to row i of the other.
         scale, bias: numbers or 0-dim tensors (differentiable).
         mean: over N rows (not N^2 pairs); else the sum.
+        normalize: else rows are taken as they are, and inner products stand for cosines.
 
     Returns:
         As :func:`pair_softmax`.
@@ -89,7 +92,8 @@ def pair_sigmoid(
     precision = precision_of(a, b, None)
     scale = as_scalar(scale, "scale", a, precision)
     bias = as_scalar(bias, "bias", a, precision)
-    return _sigmoid_op(a, b, scale, bias, mean, EPS, _needs(a, b, scale, bias), precision)[0]
+    eps = EPS if normalize else math.inf  # below which length rows keep it
+    return _sigmoid_op(a, b, scale, bias, mean, eps, _needs(a, b, scale, bias), precision)[0]
 
 
 def _needs(*inputs: Tensor) -> list[bool]:

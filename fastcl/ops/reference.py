@@ -7,6 +7,8 @@ backend go through them.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -179,11 +181,15 @@ def l2_normalize(x: Tensor, eps: float, precision: torch.dtype):
 
 
 def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit rows [N, D], their factors [N, 1], and whether each row was longer than eps [N, 1]."""
+    """Unit rows [N, D], their factors [N, 1], and whether each row was longer than eps [N, 1].
+
+    An infinite eps leaves rows as they are.
+    """
     rows = x.to(_wide(x))
     squares = rows.square().sum(1, keepdim=True)
     long = squares > eps * eps  # shorter rows are divided by the constant eps
-    factor = torch.where(long, torch.where(long, squares, 1.0).rsqrt(), 1.0 / eps)
+    short = 1.0 if eps == math.inf else 1.0 / eps
+    factor = torch.where(long, torch.where(long, squares, 1.0).rsqrt(), short)
     return rows * factor, factor, long
 
 
