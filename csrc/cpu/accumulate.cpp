@@ -179,9 +179,9 @@ void both_sides(const Prepared& p, const Gradient& g, const Values& queries, con
   for (const Totals& t : totals) *g.totals += t;
 }
 
-// Rows only (or nothing but totals), whatever the number of keys: these are cut into chunks with slots of their own, so
-// that a few queries against a long queue still occupy every thread. The queue is packed block by
-// block, in scratch.
+// Rows only (or nothing but totals), whatever the number of keys: these are cut into chunks with
+// slots of their own, so that a few queries against a long queue still occupy every thread. The
+// queue is packed block by block, in scratch.
 struct Chunks {
   explicit Chunks(const Prepared& p) {
     count = clamp(p.m / (4 * p.n), 1, std::min(kMaxChunks, ceil_div(p.m, kWeightBlock)));

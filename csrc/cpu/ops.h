@@ -104,8 +104,8 @@ void normalize(const Kernels*, const Pool&, const Matrix& x, float eps, float* y
 void normalize_backward(const Kernels*, const Pool&, const Matrix& grad, const float* y,
                         const float* inverse, float eps, float* dx);
 
-// Two aligned batches: unit rows of a, then of b, and the cosine of each pair. An infinite eps, here
-// and in the gradient, leaves rows as they are.
+// Two aligned batches: unit rows of a, then of b, and the cosine of each pair. An infinite eps,
+// here and in the gradient, leaves rows as they are.
 void normalize_pair(const Kernels*, const Pool&, const Matrix& a, const Matrix& b, float eps,
                     float* rows, float* cosines, float* inverse);
 // da or db may be null, or what was given for it.

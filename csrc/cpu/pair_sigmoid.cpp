@@ -1,5 +1,5 @@
-// The sigmoid loss of aligned pairs, from features to gradients in one sweep: a pair's weight depends
-// on nothing but its own score, so it is formed where the score is.
+// The sigmoid loss of aligned pairs, from features to gradients in one sweep: a pair's weight
+// depends on nothing but its own score, so it is formed where the score is.
 #include <utility>
 
 #include "accumulate.h"
