@@ -55,8 +55,10 @@ DATA = ("random", "aligned", "clustered", "outlier")
 MORE_DATA = ("cone",)  # rows all alike, as an untrained encoder gives them; for GPUs
 RULES = ("all", "offsets", "same", "different", "empty rows")
 RULED = ("logsumexp", "columns", "softplus", "relu", "relu_squared", "topk")  # take a pair rule
-WHOLE = tuple(f"{form} loss" for form in FORMS)
+SOFTMAX = tuple(f"{form} loss" for form in FORMS)
+WHOLE = (*SOFTMAX, "sigmoid loss")
 OPERATIONS = (*RULED, "normalize", "pair", *WHOLE)
+BIASED = ("softplus", "relu", "relu_squared", "sigmoid loss")  # take row biases, or one of them
 MORE_OPERATIONS = ("queue",)  # log-sum-exp over keys that need no gradient; for GPUs
 
 
@@ -157,7 +159,7 @@ def _plain(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
         a, b = (F.normalize(x, dim=1) for x in _pair(p))
         return [torch.cat([a, b]), (a * b).sum(1)]
     if operation in WHOLE:
-        return [_plain_loss(operation, *_pair(p), scale)]
+        return [_plain_loss(operation, *_pair(p), scale, _bias(p))]
     keys = p.queries if p.keys is None else p.keys
     s = (p.queries @ keys.T) * scale.to(p.queries.dtype)
     if p.key_bias is not None:
@@ -175,7 +177,7 @@ def _plain(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
     return [(value if mask is None else value.masked_fill(~mask, 0.0)).sum(1)]
 
 
-def _plain_loss(operation: str, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+def _plain_loss(operation: str, a: Tensor, b: Tensor, scale: Tensor, bias) -> Tensor:
     a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
     scale, targets = scale.to(a.dtype), torch.arange(len(a), device=a.device)
     if operation == "views loss":
@@ -184,6 +186,9 @@ def _plain_loss(operation: str, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
         scores = (z @ z.T * scale).masked_fill(own, float("-inf"))
         return F.cross_entropy(scores, torch.cat([targets + len(a), targets]))
     scores = a @ b.T * scale
+    if operation == "sigmoid loss":
+        signs = 2 * torch.eye(len(a), dtype=a.dtype, device=a.device) - 1
+        return -F.logsigmoid(signs * (scores + bias)).sum() / len(a)
     loss = F.cross_entropy(scores, targets)
     return loss if operation == "rows loss" else (loss + F.cross_entropy(scores.T, targets)) / 2
 
@@ -193,6 +198,11 @@ def _pair(p: Problem) -> tuple[Tensor, Tensor]:
     keys = p.queries.flip(0) if p.keys is None else p.keys
     n = min(p.queries.shape[0], keys.shape[0])
     return p.queries[:n], keys[:n]
+
+
+def _bias(p: Problem):
+    """Of the sigmoid loss: a number, or one of the row biases."""
+    return -2.0 if p.row_bias is None else p.row_bias[0]
 
 
 def _k(p: Problem) -> int:
@@ -205,7 +215,9 @@ def _fast(operation: str, p: Problem, scale: Tensor) -> list[Tensor]:
         return [ops.l2_normalize(p.queries)[0]]
     if operation == "pair":
         return list(ops.l2_normalize_pair(*_pair(p))[:2])
-    if operation in WHOLE:
+    if operation == "sigmoid loss":
+        return [ops.pair_sigmoid(*_pair(p), scale, _bias(p))]
+    if operation in SOFTMAX:
         return [ops.pair_softmax(*_pair(p), scale, form=operation.split()[0])]
     if operation in ("logsumexp", "columns", "queue"):
         both = operation == "columns"
@@ -223,7 +235,7 @@ def _evaluate(function, operation: str, p: Problem) -> list[Tensor]:
     leaves = [t for t in (p.queries, p.keys, p.key_bias) if t is not None]
     if operation == "queue":
         leaves = [p.queries]
-    elif operation in ("softplus", "relu", "relu_squared") and p.row_bias is not None:
+    elif operation in BIASED and p.row_bias is not None:
         leaves.append(p.row_bias)
     for leaf in leaves:
         leaf.requires_grad_()
@@ -307,8 +319,10 @@ def compare(
         round_off *= 100.0
     verdicts = []
     for position, (result, exact, usual) in enumerate(zip(results, expected, plain, strict=True)):
-        # the scale's gradient of a whole loss is a difference of cosines, and judged by theirs
-        last = operation in WHOLE and position == len(results) - 1
+        # a whole loss's gradients of scale and bias are differences between positives and
+        # negatives, and judged by the size of these
+        scalars = 2 if operation in BIASED and p.row_bias is not None else 1
+        last = operation in WHOLE and position >= len(results) - scalars
         least = max(1e-30, min(1.0, float(expected[0]))) if last else 1e-30
         # a gradient comes back in its input's dtype, which rounds it; weights may have been
         # rounded to the precision of the products, which leaves a fraction of that in any sum
@@ -333,7 +347,7 @@ def served(
         return []
     names = {"topk": "similarity_topk", "normalize": "l2_normalize", "pair": "l2_normalize"}
     names |= dict.fromkeys(("logsumexp", "columns", "queue"), "similarity_logsumexp")
-    names |= dict.fromkeys(WHOLE, "pair_softmax")
+    names |= dict.fromkeys(SOFTMAX, "pair_softmax") | {"sigmoid loss": "pair_sigmoid"}
     return [
         (operation, dtype)
         for operation in operations

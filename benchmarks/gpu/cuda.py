@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl.testing import SHAPES, WHOLE, Shape
+from fastcl.testing import SHAPES, SOFTMAX, Shape
 from fastcl.testing import compare as judge
 
 from .. import report
@@ -40,8 +40,8 @@ _SHAPES = (
     Shape(777, 1030, 200, "padded"),
     Shape(1537, 900, 256, "the widest accumulator"),
 )
-_OPERATIONS = (*WHOLE, "logsumexp", "columns", "queue")
-_KERNELS = dict.fromkeys(WHOLE, "pair_softmax") | {"enqueue": "enqueue"}  # of operations; others:
+_OPERATIONS = (*SOFTMAX, "logsumexp", "columns", "queue")
+_KERNELS = dict.fromkeys(SOFTMAX, "pair_softmax") | {"enqueue": "enqueue"}  # of operations; others:
 _SWEEPS = "similarity_logsumexp"
 _DTYPES = ("fp32", "bf16", "fp16")
 _PATIENCE = 90.0  # seconds for one small problem, the start of its process included
@@ -111,7 +111,7 @@ def first_light(stage: Stage, backend: str) -> set[str]:
     """
     forms = [("enqueue", "fp32", 64)]
     if not stage.toy:
-        forms += [(operation, dtype, 64) for operation in WHOLE for dtype in _DTYPES]
+        forms += [(operation, dtype, 64) for operation in SOFTMAX for dtype in _DTYPES]
         forms += [
             (operation, dtype, width)
             for operation in ("logsumexp", "columns", "queue") for width in (64, 128, 256)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "turns.h"
 
@@ -33,7 +34,7 @@ class Worker {
   struct Memory {
     void *weights, *weight_pairs, *keys, *key_values, *query_values, *slice;
     float *row_sums, *col_sums;
-    double* totals;
+    double *totals, *pair_sums;
   };
 
   Memory memory() const {
@@ -44,7 +45,8 @@ class Worker {
     const i64 query_values = queries_ ? queries_->scratch(rows_) : 0;
     const i64 lanes = rows_ * p_.k->lanes;
     const i64 slice = pairs ? 0 : std::max(rows_, cols_) * p_.k->panel;
-    i64 total = Scratch::padded(rows_ * 8);
+    const i64 pair_sums = g_.totals ? 3 * p_.k->lanes : 0;
+    i64 total = Scratch::padded(rows_ * 8) + Scratch::padded(pair_sums * 8);
     for (i64 words : {weights, weight_pairs, keys, key_values, query_values, lanes, cols_, slice})
       total += Scratch::padded(words * 4);
     Scratch& s = Scratch::reset(total);
@@ -57,6 +59,8 @@ class Worker {
     m.row_sums = s.get<float>(lanes);
     m.col_sums = s.get<float>(cols_);
     m.totals = s.get<double>(rows_);
+    m.pair_sums = s.get<double>(pair_sums);
+    std::fill(m.pair_sums, m.pair_sums + pair_sums, 0.0);
     m.slice = pairs ? nullptr : s.get<float>(slice);
     return m;
   }
@@ -69,7 +73,8 @@ class Worker {
   void weigh(const Memory& mem, const Block& b, bool row_sums, bool col_sums) const {
     const ScoreBlock s = p_.block(b.row0, b.rows, b.col0, b.cols, mem.keys);
     Weights w{};
-    w.u = g_.u + b.row0, w.v = g_.v + b.col0;
+    w.u = g_.u ? g_.u + b.row0 : nullptr;
+    w.v = g_.v ? g_.v + b.col0 : nullptr;
     w.row_shift = g_.row_shift ? g_.row_shift + b.row0 : nullptr;
     w.col_shift2 = g_.col_shift2 ? g_.col_shift2 + b.col0 : nullptr;
     w.two_sided = g_.col_shift2 != nullptr;
@@ -81,7 +86,17 @@ class Worker {
     w.col_sum = col_sums ? mem.col_sums : nullptr;
     if (row_sums) std::fill(mem.row_sums, mem.row_sums + rows_ * p_.k->lanes, 0.0f);
     if (col_sums) std::fill(mem.col_sums, mem.col_sums + cols_, 0.0f);
+    w.totals = mem.pair_sums;
     p_.k->weigh[g_.kind](s, w);
+  }
+
+  // Of all blocks weighed in this memory.
+  Totals totals(const Memory& mem) const {
+    const i64 lanes = p_.k->lanes;
+    const auto sum = [&](i64 n) {
+      return std::accumulate(mem.pair_sums + n * lanes, mem.pair_sums + (n + 1) * lanes, 0.0);
+    };
+    return {sum(0), sum(1), sum(2)};
   }
 
   struct Out {
@@ -142,12 +157,14 @@ void both_sides(const Prepared& p, const Gradient& g, const Values& queries, con
   const i64 row_blocks = ceil_div(p.n, rows), col_blocks = ceil_div(p.m, cols);
   const auto blocks = rounds_of(symmetric, row_blocks, col_blocks);
   Turns turns(blocks, symmetric, row_blocks, col_blocks);
+  std::vector<Totals> totals(g.totals ? blocks.size() : 0);
   const Worker worker(p, g, &queries, &keys, rows, cols);
   parallel(p.problem.pool, (i64)blocks.size(), [&](i64 task) {
     const i64 row0 = blocks[task].first * rows, col0 = blocks[task].second * cols;
     const Worker::Block block{row0, std::min(rows, p.n - row0), col0, std::min(cols, p.m - col0)};
     const Worker::Memory memory = worker.memory();
     worker.weigh(memory, block, g.row_bias != nullptr, g.key_bias != nullptr);
+    if (g.totals) totals[task] = worker.totals(memory);
     turns.wait(task);
     worker.add(memory, block,
                {.rows = out_queries ? out_queries + row0 * p.dim : nullptr,
@@ -159,11 +176,12 @@ void both_sides(const Prepared& p, const Gradient& g, const Values& queries, con
                 .alpha = alpha});
     turns.finish(task);
   });
+  for (const Totals& t : totals) *g.totals += t;
 }
 
-// Rows only, whatever the number of keys: these are cut into chunks with slots of their own, so
-// that a few queries against a long queue still occupy every thread. The queue is packed block by
-// block, in scratch.
+// Rows only (or nothing but totals), whatever the number of keys: these are cut into chunks with
+// slots of their own, so that a few queries against a long queue still occupy every thread. The
+// queue is packed block by block, in scratch.
 struct Chunks {
   explicit Chunks(const Prepared& p) {
     count = clamp(p.m / (4 * p.n), 1, std::min(kMaxChunks, ceil_div(p.m, kWeightBlock)));
@@ -180,14 +198,15 @@ void rows_only(const Prepared& p, Arena& arena, const Gradient& g, const Values&
   const Chunks chunks(p);
   const i64 row_blocks = ceil_div(p.n, chunks.rows);
   const i64 cols = std::min(round_up(kWeightBlock, p.k->panel), chunks.cols);
-  float* slots = chunks.count == 1 ? out : arena.get<float>(chunks.count * p.n * p.dim);
+  float* slots = chunks.count == 1 || !out ? out : arena.get<float>(chunks.count * p.n * p.dim);
   float* sums = chunks.count == 1 || !row_sum ? row_sum : arena.get<float>(chunks.count * p.n);
+  std::vector<Totals> totals(g.totals ? row_blocks * chunks.count : 0);
   const Worker worker(p, g, nullptr, &keys, chunks.rows, cols);
   parallel(p.problem.pool, row_blocks * chunks.count, [&](i64 task) {
     const i64 chunk = task / row_blocks, row0 = task % row_blocks * chunks.rows;
     const i64 rows = std::min(chunks.rows, p.n - row0);
     const i64 col0 = chunk * chunks.cols, end = std::min(p.m, col0 + chunks.cols);
-    float* slot = slots + (chunk * p.n + row0) * p.dim;
+    float* slot = slots ? slots + (chunk * p.n + row0) * p.dim : nullptr;
     float* sum = sums ? sums + chunk * p.n + row0 : nullptr;
     if (sum) std::memset(sum, 0, rows * 4);
     const Worker::Memory memory = worker.memory();
@@ -196,7 +215,9 @@ void rows_only(const Prepared& p, Arena& arena, const Gradient& g, const Values&
       worker.weigh(memory, block, sum != nullptr, false);
       worker.add(memory, block, {slot, nullptr, col == col0, false, sum, nullptr, alpha});
     }
+    if (g.totals) totals[task] = worker.totals(memory);
   });
+  for (const Totals& t : totals) *g.totals += t;
   if (chunks.count == 1) return;
   const auto add = [&](const float* from, float* to, i64 size) {
     parallel_ranges(p.problem.pool, size, 1 << 14, [&](i64 begin, i64 end) {
@@ -205,7 +226,7 @@ void rows_only(const Prepared& p, Arena& arena, const Gradient& g, const Values&
         for (i64 i = begin; i < end; ++i) to[i] += from[c * size + i];
     });
   };
-  add(slots, out, p.n * p.dim);
+  if (out) add(slots, out, p.n * p.dim);
   if (row_sum) add(sums, row_sum, p.n);
 }
 
@@ -261,7 +282,7 @@ void gradient(const Prepared& p, Arena& arena, const Gradient& g) {
   if (both) {
     const Values queries = problem.symmetric ? keys : Values(problem, problem.queries, arena, true);
     both_sides(p, g, queries, keys, rows, problem.symmetric ? rows : g.keys, alpha);
-  } else if (rows) {
+  } else if (rows || g.totals) {
     rows_only(p, arena, g, keys, rows, nullptr, alpha);
   }
   multiply(pool, g.row_bias, p.n, (float)g.factor);

@@ -312,36 +312,61 @@ std::tuple<Tensor, Tensor> l2_normalize_pair_backward(const Tensor& grad_rows,
     return empty({n, m.dim}, bf16 ? ScalarType::BFloat16 : ScalarType::Float);
   };
   Tensor da = gradient(bf16_a), db = gradient(bf16_b);
-  kernels::normalize_pair_backward(kernels::isa().f32, pool_for(2.0 * m.rows * m.dim), m, pull,
-                                   unit, factor, (float)eps, output(da), output(db));
+  kernels::Matrix of_a = m, of_b = m;
+  of_a.rows = of_b.rows = n;
+  of_b.data = static_cast<const float*>(m.data) + n * m.stride;
+  kernels::normalize_pair_backward(kernels::isa().f32, pool_for(2.0 * m.rows * m.dim), of_a, of_b,
+                                   pull, unit, factor, (float)eps, output(da), output(db));
   return {da, db};
 }
+
+// What losses of aligned pairs have in common.
+template <class Loss>
+struct PairCall {
+  PairCall(const Tensor& a, const Tensor& b, const Tensor& scale, bool mean, double eps,
+           const std::vector<bool>& needs, size_t inputs, bool bf16)
+      : first(feature_contiguous(a)), second(feature_contiguous(b)), loss(empty({})) {
+    p.a = matrix(first, "a"), p.b = matrix(second, "b");
+    STD_TORCH_CHECK(p.a.rows == p.b.rows && p.a.dim == p.b.dim, "a and b must have one shape");
+    STD_TORCH_CHECK(needs.size() == inputs, "needs must have ", inputs, " entries");
+    p.mean = mean, p.scale = number(scale, "scale"), p.eps = (float)eps;
+    p.kernels = bf16 ? kernels::isa().bf16 : kernels::isa().f32;
+    p.pool = pool_for((double)p.a.rows * p.a.rows * p.a.dim);
+    for (size_t i = 0; i < inputs; ++i) {
+      const ScalarType dtype = i < 2 ? gradient_dtype(i ? b : a) : ScalarType::Float;
+      gradients.push_back(!needs[i] ? empty({0}, dtype)
+                          : i < 2   ? empty({p.a.rows, p.a.dim}, dtype)
+                                    : empty({}));
+    }
+    p.loss = data(loss), p.grad_a = output(gradients[0]), p.grad_b = output(gradients[1]);
+    p.grad_scale = data(gradients[2]);
+  }
+  static ScalarType gradient_dtype(const Tensor& x) {  // stored_gradient in fastcl/ops/registry.py
+    return x.scalar_type() == ScalarType::BFloat16 ? ScalarType::BFloat16 : ScalarType::Float;
+  }
+  Tensor first, second, loss;
+  std::vector<Tensor> gradients;
+  Loss p{};
+};
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pair_softmax(const Tensor& a, const Tensor& b,
                                                         const Tensor& scale, i64 form, bool mean,
                                                         double eps, std::vector<bool> needs,
                                                         bool keep, bool bf16) {
-  const Tensor first = feature_contiguous(a), second = feature_contiguous(b);
-  kernels::PairSoftmax p{};
-  p.a = matrix(first, "a"), p.b = matrix(second, "b");
-  STD_TORCH_CHECK(p.a.rows == p.b.rows && p.a.dim == p.b.dim, "a and b must have one shape");
+  PairCall<kernels::PairSoftmax> call(a, b, scale, mean, eps, needs, 3, bf16);
   STD_TORCH_CHECK(form >= 0 && form <= 2, "form must be 0, 1 or 2");
-  STD_TORCH_CHECK(needs.size() == 3, "needs must have 3 entries");
-  p.form = (kernels::PairSoftmax::Form)form;
-  p.mean = mean, p.scale = number(scale, "scale"), p.eps = (float)eps, p.keep = keep;
-  p.kernels = bf16 ? kernels::isa().bf16 : kernels::isa().f32;
-  p.pool = pool_for((double)p.a.rows * p.a.rows * p.a.dim);
-  const auto gradient = [&](const Tensor& x, bool needed) {
-    const bool bf16 = x.scalar_type() == ScalarType::BFloat16;
-    const ScalarType dtype = bf16 ? ScalarType::BFloat16 : ScalarType::Float;
-    return needed ? empty({p.a.rows, p.a.dim}, dtype) : empty({0}, dtype);
-  };
-  Tensor loss = empty({}), grad_a = gradient(first, needs[0]), grad_b = gradient(second, needs[1]);
-  Tensor grad_scale = needs[2] ? empty({}) : empty({0});
-  p.loss = data(loss), p.grad_a = output(grad_a), p.grad_b = output(grad_b);
-  p.grad_scale = data(grad_scale);
-  kernels::pair_softmax(p);
-  return {loss, grad_a, grad_b, grad_scale};
+  call.p.form = (kernels::PairSoftmax::Form)form, call.p.keep = keep;
+  kernels::pair_softmax(call.p);
+  return {call.loss, call.gradients[0], call.gradients[1], call.gradients[2]};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_sigmoid(
+    const Tensor& a, const Tensor& b, const Tensor& scale, const Tensor& bias, bool mean,
+    double eps, std::vector<bool> needs, bool bf16) {
+  PairCall<kernels::PairSigmoid> call(a, b, scale, mean, eps, needs, 4, bf16);
+  call.p.bias = number(bias, "bias"), call.p.grad_bias = data(call.gradients[3]);
+  kernels::pair_sigmoid(call.p);
+  return {call.loss, call.gradients[0], call.gradients[1], call.gradients[2], call.gradients[3]};
 }
 
 Tensor exp2_values(const Tensor& x) {
@@ -371,6 +396,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastcl, CPU, m) {
   m.impl("_cpu_l2_normalize_pair", TORCH_BOX(&l2_normalize_pair));
   m.impl("_cpu_l2_normalize_pair_backward", TORCH_BOX(&l2_normalize_pair_backward));
   m.impl("_cpu_pair_softmax", TORCH_BOX(&pair_softmax));
+  m.impl("_cpu_pair_sigmoid", TORCH_BOX(&pair_sigmoid));
   m.impl("_cpu_exp2", TORCH_BOX(&exp2_values));
 }
 

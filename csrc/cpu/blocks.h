@@ -75,6 +75,7 @@ enum WeightKind {
   kWeightSoftplus, // phi'(x + row_shift_i) (u_i + v_j)
   kWeightRelu,
   kWeightReluSquared,
+  kWeightSigmoid,  // softplus'(x), x in log2 units; and sums over all pairs
   kWeightKinds
 };
 
@@ -88,6 +89,7 @@ struct Weights {
   void* cols;  // 16-bit products only: row pairs of W, as left operand of W^T q; may be null
   i64 stride;
   float *row_sum, *col_sum;  // as in Reduction; may be null
+  double* totals;  // kWeightSigmoid: [3][lanes] += softplus(x), W and W <a, b>
 };
 
 // out[r][d] (+)= alpha * sum_k w(r, k) values[k][d]; strides of w in 32-bit units.

@@ -33,20 +33,18 @@ void normalize_pair(const Kernels* k, const Pool& pool, const Matrix& a, const M
   });
 }
 
-void normalize_pair_backward(const Kernels* k, const Pool& pool, const Matrix& grad,
-                             const float* grad_cosines, const float* rows, const float* inverse,
-                             float eps, const Output& da, const Output& db) {
-  const i64 n = grad.rows / 2;
-  Matrix first = grad, second = grad;
-  first.rows = second.rows = n;
-  second.data = (const float*)grad.data + n * grad.stride;
-  const float* other = rows + n * grad.dim;
-  parallel_ranges(pool, n, grain(grad.dim), [&](i64 begin, i64 end) {
+void normalize_pair_backward(const Kernels* k, const Pool& pool, const Matrix& grad_a,
+                             const Matrix& grad_b, const float* grad_cosines, const float* rows,
+                             const float* inverse, float eps, const Output& da,
+                             const Output& db) {
+  const i64 n = grad_a.rows;
+  const float* other = rows + n * grad_a.dim;
+  parallel_ranges(pool, n, grain(grad_a.dim), [&](i64 begin, i64 end) {
     const i64 count = end - begin;
     if (da.data)
-      k->normalize_backward(first, begin, count, rows, inverse, eps, other, grad_cosines, da);
+      k->normalize_backward(grad_a, begin, count, rows, inverse, eps, other, grad_cosines, da);
     if (db.data)
-      k->normalize_backward(second, begin, count, other, inverse + n, eps, rows, grad_cosines, db);
+      k->normalize_backward(grad_b, begin, count, other, inverse + n, eps, rows, grad_cosines, db);
   });
 }
 

@@ -104,25 +104,39 @@ void normalize(const Kernels*, const Pool&, const Matrix& x, float eps, float* y
 void normalize_backward(const Kernels*, const Pool&, const Matrix& grad, const float* y,
                         const float* inverse, float eps, const Output& dx);
 
-// Two aligned batches: unit rows of a, then of b, and the cosine of each pair.
+// Two aligned batches: unit rows of a, then of b, and the cosine of each pair. An infinite eps,
+// here and in the gradient, leaves rows as they are.
 void normalize_pair(const Kernels*, const Pool&, const Matrix& a, const Matrix& b, float eps,
                     float* rows, float* cosines, float* inverse);
-void normalize_pair_backward(const Kernels*, const Pool&, const Matrix& grad_rows,
-                             const float* grad_cosines, const float* rows, const float* inverse,
-                             float eps, const Output& da, const Output& db);
+// da or db may be null, or what was given for it.
+void normalize_pair_backward(const Kernels*, const Pool&, const Matrix& grad_a,
+                             const Matrix& grad_b, const float* grad_cosines, const float* rows,
+                             const float* inverse, float eps, const Output& da, const Output& db);
 
-// A whole loss: each row of aligned batches a and b finds its partner among negatives.
-struct PairSoftmax {
+// A whole loss of aligned batches a and b (fastcl/ops/fused.py); an infinite eps, for the sigmoid
+// alone, takes rows as they are.
+struct PairLoss {
   Matrix a, b;
-  enum Form { views, rows, both } form;  // fastcl/ops/fused.py
   bool mean;
   float scale, eps;
-  bool keep;  // the exponentials, from the forward to the gradient
   const Kernels* kernels;
   Pool pool;
   float *loss, *grad_scale;  // gradients null where not wanted
   Output grad_a, grad_b;
 };
+
+// Each row finds its partner among negatives.
+struct PairSoftmax : PairLoss {
+  enum Form { views, rows, both } form;
+  bool keep;  // the exponentials, from the forward to the gradient
+};
 void pair_softmax(const PairSoftmax&);
+
+// Each pair of rows is told to belong together or not.
+struct PairSigmoid : PairLoss {
+  float bias;
+  float* grad_bias;
+};
+void pair_sigmoid(PairSigmoid);
 
 }  // namespace fastcl::cpu

@@ -51,6 +51,13 @@ class Scratch {
   i64 size_ = 0, used_ = 0;
 };
 
+// log(1 + e^x), and its derivative.
+inline double softplus(double x, double& sigmoid) {
+  const double t = std::exp(-std::fabs(x));
+  sigmoid = (x < 0 ? t : 1.0) / (1.0 + t);
+  return std::fmax(x, 0.0) + std::log1p(t);
+}
+
 enum class Units { log2, natural };
 
 // A problem whose operands are packed. Arrays over rows and columns reach to the end of the last

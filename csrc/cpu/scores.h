@@ -174,6 +174,46 @@ void weigh(const ScoreBlock& s, const Weights& o) {
   });
 }
 
+FASTCL_INLINE void add_to(double* p, V v) {
+  *(VDMem*)p = *(const VDMem*)p + __builtin_convertvector(v, VD);
+}
+
+// softplus(x) = max(x, 0) + log(1 + e^-|x|) and its derivative need one exponential. The logarithms
+// of a tile are one per lane: that of the product of its 1 + t, kept less 1 so that small t keep
+// their digits, and below 2^(MR NV). One per pair cost 7 % at 32 features and 2 % at 128.
+template <Mask K>
+__attribute__((noinline)) void sigmoid_tile(const ScoreBlock& s, const Weights& o, i64 i, i64 j) {
+  constexpr float ln2 = 0x1.62e430p-1f;
+  V c[MR][NV], shift[NV];
+  dots(s, i, j, c);
+  for (int n = 0; n < NV; ++n) shift[n] = load(s.col_shift + j + n * L);
+  const Keep<K> keep(s, i, j);
+  V positive = V{}, product = V{}, weights = V{}, moments = V{};
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 4
+    for (int n = 0; n < NV; ++n) {
+      V x = c[r][n] * s.scale + shift[n];
+      if constexpr (K != kNone) x = keep(r, n) ? x : set1(-kInfinity);
+      const V t = exp2(-abs(x));
+      positive += max(x, V{});
+      product = product * t + (product + t);
+      const V w = (x < 0.0f ? t : set1(1.0f)) / (1.0f + t);
+      weights += w;
+      moments += w * c[r][n];
+      c[r][n] = w;
+    }
+  }
+  add_to(o.totals, positive * ln2 + log1p(product));
+  add_to(o.totals + L, weights);
+  add_to(o.totals + 2 * L, moments);
+  store_weights(o, i, j, c);
+}
+
+void weigh_sigmoid(const ScoreBlock& s, const Weights& o) {
+  sweep(s, [&]<Mask K>(i64 i, i64 j, bool) { sigmoid_tile<K>(s, o, i, j); });
+}
+
 // ---- plain scores, -inf where dropped --------------------------------------------------------
 
 template <Mask K>

@@ -57,7 +57,7 @@ void normalize(const Matrix& x, i64 row0, i64 rows, float eps, float* y, float* 
     for (i64 i = row0; i < row0 + rows; ++i) {
       const char* row = row_of(x, i);
       const float length = __builtin_sqrtf(square_of_row<S>(row, x.dim));
-      inverse[i] = 1.0f / (length < eps ? eps : length);
+      inverse[i] = eps == kInfinity ? 1.0f : 1.0f / (length < eps ? eps : length);
       for (i64 d = 0; d < x.dim; d += L)
         store_features(y + i * x.dim, d, x.dim, load_features<S>(row, d, x.dim) * inverse[i]);
     }
@@ -132,7 +132,7 @@ const Kernels table = {
     .reduce = {reduce<kSum>, reduce<kSumMax>, reduce<kMax>, reduce<kExact>, reduce<kSoftplus>,
                reduce<kRelu>, reduce<kReluSquared>},
     .weigh = {weigh<kWeightExp>, weigh<kWeightExact>, weigh<kWeightSaved>, weigh<kWeightSoftplus>,
-              weigh<kWeightRelu>, weigh<kWeightReluSquared>},
+              weigh<kWeightRelu>, weigh<kWeightReluSquared>, weigh_sigmoid},
     .scores = scores,
     .product = product,
     .fold = fold,

@@ -26,9 +26,22 @@ from torch import Tensor
 
 from .. import functional as f
 from ..distributed import ALONE, Ranks, group_of, meet, rows_of
-from ..losses.common import reduce, scale_of, softmax_loss, stored_rows, unit_pair
-from ..ops import Pairs
-from ..ops.checks import as_scalar, check_same_shape, check_same_width, precision_of
+from ..losses.common import (
+    reduce,
+    scale_of,
+    softmax_loss,
+    stored_rows,
+    unit_pair,
+    whole_loss,
+)
+from ..ops import Pairs, pair_sigmoid
+from ..ops.checks import (
+    as_scalar,
+    check_features,
+    check_same_shape,
+    check_same_width,
+    precision_of,
+)
 from ..ops.registry import accumulator
 from .common import CompatLoss, own_mean
 
@@ -229,18 +242,25 @@ class SigLipLoss(_RankedLoss):
     def _sum(
         self, image_features, text_features, logit_scale, logit_bias, negative_only: bool, mode
     ) -> Tensor:
-        images, texts = (
-            stored_rows(x, name)
-            for x, name in zip((image_features, text_features), _NAMES, strict=True)
-        )
+        images, texts = image_features, text_features
+        check_features(images, _NAMES[0])
+        check_features(texts, _NAMES[1])
         check = check_same_width if negative_only else check_same_shape
         check(images, texts, *_NAMES)
         precision = precision_of(images, texts, None)
-        acc = accumulator(torch.promote_types(images.dtype, texts.dtype))
-        images, texts = images.to(acc), texts.to(acc)
-        n = images.shape[0]
         bias = as_scalar(0.0 if logit_bias is None else logit_bias, "logit_bias", images, precision)
         scale = as_scalar(logit_scale, "logit_scale", images, precision)
+        if mode is None and not negative_only:
+            loss = whole_loss(
+                pair_sigmoid, images, texts, _NAMES, "mean", scale, bias, normalize=False
+            )
+            if loss is not None:
+                return loss
+        acc = accumulator(torch.promote_types(images.dtype, texts.dtype))
+        images, texts = (
+            stored_rows(x, name).to(acc) for x, name in zip((images, texts), _NAMES, strict=True)
+        )
+        n = images.shape[0]
         ranks = ALONE
         if mode is not None:
             ranks = self._ranks(mode, texts, loss="compat siglip", precision=precision)

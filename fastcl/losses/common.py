@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import ALONE, MODES, KeepsGroup, Ranks
-from ..ops import LogSumExp, Pairs, l2_normalize, l2_normalize_pair, preferred_pair_softmax
+from ..ops import LogSumExp, Pairs, fuses_pairs, l2_normalize, l2_normalize_pair
 from ..ops.checks import check_features, check_same_shape, precision_of
 from ..ops.pairs import describe
 from ..ops.registry import FLOATS, accumulator
@@ -461,9 +462,10 @@ def softmax_loss(positive: Tensor, negatives: Tensor) -> Tensor:
 
 
 def whole_loss(
-    a: Tensor, b: Tensor, names: tuple[str, str], scale, form: str, reduction: str
-) -> Tensor | None:
-    """The plain loss of two aligned batches in one operator (:func:`~fastcl.ops.pair_softmax`).
+    operator: Callable[..., Tensor], a: Tensor, b: Tensor, names: tuple[str, str], reduction: str,
+    *arguments, **options,
+) -> Tensor | None:  # fmt: skip
+    """The plain loss of two aligned batches in one operator, one of :mod:`fastcl.ops.fused`.
 
     ``None`` where no backend would rather take it whole: the caller composes the primitives then.
 
@@ -471,11 +473,14 @@ def whole_loss(
         TypeError, ValueError: as :func:`unit_pair` does.
     """
     check_reduction(reduction)
-    if reduction == "none" or is_transformed():
+    check_same_shape(a, b, *names)
+    if reduction == "none" or is_transformed() or not fuses_pairs(operator.__name__, a, b):
         return None
-    loss = preferred_pair_softmax(a, b, scale, form=form, mean=reduction == "mean", names=names)
+    if not options.get("normalize", True):
+        _check_finite(None, (a, names[0]), (b, names[1]))
+    loss = operator(a, b, *arguments, mean=reduction == "mean", **options)
     # what is not finite in a row is not finite in its cosine, and shows in any sum of losses
-    if loss is not None and can_look(a) and not math.isfinite(loss.detach()):
+    if can_look(a) and not math.isfinite(loss.detach()):
         _refuse_unfinite((a, names[0]), (b, names[1]))
     return loss
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed import meet
-from ..ops import Pairs
+from ..ops import Pairs, pair_sigmoid
 from ..ops.checks import as_scalar, precision_of
 from ..ops.pairs import describe
 from .common import (
@@ -21,6 +21,7 @@ from .common import (
     given_scores,
     scale_of,
     unit_pair,
+    whole_loss,
 )
 
 
@@ -64,6 +65,14 @@ def siglip(
     """
     names = ("image_features", "text_features")
     scale = scale_of(temperature, logit_scale)
+    alone = distributed is None and process_group is None
+    if ids is None and weight is None and not return_metrics and alone:
+        loss = whole_loss(
+            pair_sigmoid, image_features, text_features, names, reduction, scale, bias,
+            normalize=normalize,
+        )  # fmt: skip
+        if loss is not None:
+            return loss
     rows, cosines = unit_pair(image_features, text_features, names, normalize)
     n = image_features.shape[0]
     images, texts = rows.split(n)

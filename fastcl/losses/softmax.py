@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..distributed import meet
 from ..memory.queue import NegativeQueue, check_queue, merge, stored_precision
-from ..ops import LogSumExp, Pairs
+from ..ops import LogSumExp, Pairs, pair_softmax
 from ..ops.checks import check_features, check_same_width, precision_of
 from ..ops.pairs import describe
 from .common import (
@@ -80,7 +80,7 @@ def nt_xent(
     scale = scale_of(temperature)
     plain = ids is None and weight is None and not (label_smoothing or return_metrics)
     if plain and normalize and queue is None and distributed is None and process_group is None:
-        loss = whole_loss(z1, z2, ("z1", "z2"), scale, "views", reduction)
+        loss = whole_loss(pair_softmax, z1, z2, ("z1", "z2"), reduction, scale, form="views")
         if loss is not None:
             return loss
     views = Views.of(z1, z2, ids, normalize)
@@ -235,7 +235,8 @@ def info_nce(
     plain = ids is None and weight is None and not (label_smoothing or margin or return_metrics)
     alone = queue is None and distributed is None and process_group is None
     if plain and normalize and alone and negative_keys is None and negative_ids is None:
-        loss = whole_loss(query, positive_key, ("query", "positive_key"), scale, "rows", reduction)
+        names = ("query", "positive_key")
+        loss = whole_loss(pair_softmax, query, positive_key, names, reduction, scale, form="rows")
         if loss is not None:
             return loss
     both, cosines = unit_pair(query, positive_key, ("query", "positive_key"), normalize)
@@ -350,7 +351,7 @@ def both_directions(
     check_fraction(label_smoothing, "label_smoothing")
     plain = ids is None and weight is None and not (label_smoothing or margin or return_metrics)
     if plain and normalize and distributed is None and process_group is None:
-        loss = whole_loss(a, b, names, scale, "both", reduction)
+        loss = whole_loss(pair_softmax, a, b, names, reduction, scale, form="both")
         if loss is not None:
             return loss
     both_rows, cosines = unit_pair(a, b, names, normalize)

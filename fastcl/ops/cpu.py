@@ -46,6 +46,8 @@ for _schema in (
     " Tensor inverse, float eps, bool bf16_a, bool bf16_b) -> (Tensor, Tensor)",
     "_cpu_pair_softmax(Tensor a, Tensor b, Tensor scale, int form, bool mean, float eps,"
     " bool[] needs, bool keep, bool bf16) -> (Tensor, Tensor, Tensor, Tensor)",
+    "_cpu_pair_sigmoid(Tensor a, Tensor b, Tensor scale, Tensor bias, bool mean, float eps,"
+    " bool[] needs, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "_cpu_exp2(Tensor x) -> Tensor",
     "_cpu_info() -> str",
     "_cpu_set_isa(str name) -> ()",
@@ -139,6 +141,12 @@ def pair_softmax(a, b, scale, form, mean, eps, needs, precision):
     )  # fmt: skip
 
 
+def pair_sigmoid(a, b, scale, bias, mean, eps, needs, precision):
+    return _OPS._cpu_pair_sigmoid(
+        _stored(a), _stored(b), scale, bias, mean, eps, needs, precision == torch.bfloat16
+    )
+
+
 def _stored(x: Tensor | None) -> Tensor | None:
     """``x``, with float64 values rounded: they are read in fp32, bf16 or fp16."""
     return x.float() if x is not None and x.dtype == torch.float64 else x
@@ -160,7 +168,8 @@ def fuses(n: int, d: int, precision: torch.dtype) -> bool:
     """Whether a whole loss in one call is the better choice: it is never the worse one.
 
     NT-Xent takes 2.4 times less at 32 rows of 32 features, 1.3 at 512 x 128, 1.07 at 2048 x 128,
-    the same at 4096 x 512, and no more memory.
+    the same at 4096 x 512, and no more memory. SigLIP takes 2.0 times less at 64 pairs of 32
+    features, 1.5 at 512 x 512 and 1.4 at 2048 x 512.
     """
     return True
 
@@ -169,7 +178,7 @@ _unavailable = native.load("cpu", _OPS._cpu_info)
 BACKEND = Backend(
     "cpu",
     sys.modules[__name__],
-    ops=(*OPS, "pair_softmax"),
+    ops=(*OPS, "pair_softmax", "pair_sigmoid"),
     devices=("cpu",),
     precisions=(torch.float32, torch.bfloat16, torch.float16),
     unavailable=_unavailable,

@@ -1,15 +1,20 @@
-"""A whole loss in one operator: softmax over aligned pairs, from features to a number.
+"""Whole losses in one operator: softmax or sigmoid over aligned pairs, from features to a number.
 
 Normalisation, log-sum-exp over the negatives, softplus(log-sum-exp - positive), reduction, and the
-gradients of both inputs and of the scale, which the forward forms already: they differ from those
-of any other upstream by a factor, so the backward multiplies and sweeps nothing. Small batches are
-little else than calls, and this is one call where the primitives take a dozen.
+gradients of all inputs, which the forward forms already: they differ from those of any other
+upstream by a factor, so the backward multiplies and sweeps nothing. Small batches are little else
+than calls, and this is one call where the primitives take a dozen. The sigmoid loss gains at every
+size: no sum precedes its gradient, so that one sweep forms both, with three products of N x N x D
+for the primitives' four.
 
-It is optional: a backend that offers it says when it is the better choice
+They are optional: a backend that offers one says when it is the better choice
 (:attr:`~fastcl.ops.registry.Backend.fuses`), and losses compose the primitives otherwise.
 """
 
 from __future__ import annotations
+
+import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +26,14 @@ from .normalize import EPS
 from .registry import Call, accumulator, find, stored_gradient
 
 FORMS = ("views", "rows", "both")
+
+
+def fuses_pairs(op: str, a: Tensor, b: Tensor) -> bool:
+    """Whether the backend that serves ``op``, one of the below, now would rather take it whole."""
+    precision = precision_of(a, b, None)
+    backend = find(Call(op, a.device.type, precision))
+    n, d = a.shape
+    return backend is not None and backend.fuses(n, d, precision)
 
 
 def pair_softmax(
@@ -42,94 +55,105 @@ def pair_softmax(
 
     Raises:
         TypeError, ValueError: not float matrices of one shape on one device; an unknown form.
-        RuntimeError: no usable backend offers it.
+        RuntimeError: no usable backend offers it; see :func:`fuses_pairs`.
     """
+    check_same_shape(a, b, "a", "b")
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; expected one of {FORMS}")
-    check_same_shape(a, b, "a", "b")
-    return _take(a, b, scale, form, mean, precision_of(a, b, None))
-
-
-def preferred_pair_softmax(
-    a: Tensor, b: Tensor, scale: float | Tensor, *, form: str, mean: bool, names: tuple[str, str]
-) -> Tensor | None:
-    """:func:`pair_softmax`, or ``None`` where no backend would rather take the loss whole.
-
-    ``names``: of ``a`` and ``b`` in errors.
-    """
-    check_same_shape(a, b, *names)
     precision = precision_of(a, b, None)
-    backend = find(Call("pair_softmax", a.device.type, precision))
-    n, d = a.shape
-    if backend is None or not backend.fuses(n, d, precision):
-        return None
-    return _take(a, b, scale, form, mean, precision)
-
-
-def _take(a, b, scale, form: str, mean: bool, precision: torch.dtype) -> Tensor:
     scale = as_scalar(scale, "scale", a, precision)
+    return _softmax_op(a, b, scale, form, mean, EPS, _needs(a, b, scale), precision)[0]
+
+
+def pair_sigmoid(
+    a: Tensor, b: Tensor, scale: float | Tensor, bias: float | Tensor, *, mean: bool = True,
+    normalize: bool = True,
+) -> Tensor:  # fmt: skip
+    """Loss of telling which pairs of rows belong together, each pair by itself.
+
+    With s_ij = scale * cosine + bias: the sum over i of softplus(-s_ii) + sum over j != i of
+    softplus(s_ij) (Zhai et al. 2023, algorithm 1).
+
+    Args:
+        a, b: [N, D], any float dtypes; row i of one belongs to row i of the other.
+        scale, bias: numbers or 0-dim tensors (differentiable).
+        mean: over N rows (not N^2 pairs); else the sum.
+        normalize: else rows are taken as they are, and inner products stand for cosines.
+
+    Returns:
+        As :func:`pair_softmax`.
+
+    Raises:
+        TypeError, ValueError: not float matrices of one shape on one device; a scale or bias that
+            is not one number.
+        RuntimeError: no usable backend offers it; see :func:`fuses_pairs`.
+    """
+    check_same_shape(a, b, "a", "b")
+    precision = precision_of(a, b, None)
+    scale = as_scalar(scale, "scale", a, precision)
+    bias = as_scalar(bias, "bias", a, precision)
+    eps = EPS if normalize else math.inf  # below which length rows keep it
+    return _sigmoid_op(a, b, scale, bias, mean, eps, _needs(a, b, scale, bias), precision)[0]
+
+
+def _needs(*inputs: Tensor) -> list[bool]:
     wanted = torch.is_grad_enabled()
-    needs = [wanted and t.requires_grad for t in (a, b, scale)]
-    return _op(a, b, scale, form, mean, EPS, needs, precision)[0]
+    return [wanted and t.requires_grad for t in inputs]
 
 
-def _forward(a, b, scale, form, mean, eps, needs, precision):
-    return dispatch(
-        "pair_softmax", "pair_softmax", a, precision, a, b, scale, form, mean, eps, needs
-    )
+# An operator takes its tensors, what is fixed, which tensors need a gradient, and the precision.
 
 
-def _forward_fake(a, b, scale, form, mean, eps, needs, precision):
-    loss = a.new_empty((), dtype=accumulator(precision))
+def _forward(op, *arguments):
+    *inputs, precision = arguments
+    return dispatch(op, op, inputs[0], precision, *inputs)
+
+
+def _forward_fake(*arguments):
+    *inputs, needs, precision = arguments
+    loss = inputs[0].new_empty((), dtype=accumulator(precision))
     gradients = (
         x.new_empty(x.shape if needed else (0,), dtype=stored_gradient(x, precision))
-        for x, needed in zip((a, b, scale), needs, strict=True)
+        for x, needed in zip(inputs, needs, strict=False)
     )
     return loss, *gradients
 
 
 def _setup(ctx, inputs, output):
-    a, b, scale, *static, _ = inputs
-    gradients = output[1:]
+    *inputs, needs, _ = inputs
+    count, gradients = len(needs), output[1:]
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(a, b, scale, *gradients)
-    ctx.static = static
+    ctx.save_for_backward(*inputs[:count], *gradients)
+    ctx.static = inputs[count:], needs
 
 
-def _autograd(ctx, grad, *_):
+def _autograd(gradient_op, ctx, grad, *_):
     if grad is None:
-        return (None,) * 8
-    a, b, scale, *gradients = ctx.saved_tensors
-    form, mean, eps, needs = ctx.static
+        return (None,) * len(ctx.needs_input_grad)
+    static, needs = ctx.static
+    count, saved = len(needs), ctx.saved_tensors
+    tensors, gradients = saved[:count], saved[count:]
     again = torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph()
     if again or traced(grad):
-        scaled = _gradient_op(grad, a, b, scale, form, mean, eps, *gradients, needs)
+        scaled = gradient_op(grad, *tensors, *static, *gradients, needs)
     else:  # nobody sees them again: no second copy
         scaled = [g.mul_(grad) if n else g for g, n in zip(gradients, needs, strict=True)]
-    return (*cast_gradients(scaled, (a, b, scale), ctx.needs_input_grad[:3]), *[None] * 5)
+    cast = cast_gradients(scaled, tensors, ctx.needs_input_grad[:count])
+    return (*cast, *[None] * (len(static) + 2))
 
 
-def _backward(grad, a, b, scale, form, mean, eps, grad_a, grad_b, grad_scale, needs):
-    gradients = (grad_a, grad_b, grad_scale)
+def _backward(*arguments):
+    grad, *_, needs = arguments
+    gradients = arguments[-1 - len(needs) : -1]
     return tuple(g * grad if n else g.clone() for g, n in zip(gradients, needs, strict=True))
 
 
-def _backward_fake(grad, a, b, scale, form, mean, eps, grad_a, grad_b, grad_scale, needs):
-    return tuple(torch.empty_like(g) for g in (grad_a, grad_b, grad_scale))
+def _backward_fake(*arguments):
+    return tuple(torch.empty_like(g) for g in arguments[-1 - len(arguments[-1]) : -1])
 
 
-_op = define(
-    "pair_softmax",
-    "Tensor a, Tensor b, Tensor scale, str form, bool mean, float eps, bool[] needs, "
-    "ScalarType precision",
-    "(Tensor, Tensor, Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-    setup_context=_setup,
-    backward=_autograd,
-)
-_gradient_op = define(
+_softmax_gradient_op = define(
     "pair_softmax_backward",
     "Tensor grad, Tensor a, Tensor b, Tensor scale, str form, bool mean, float eps, Tensor grad_a, "
     "Tensor grad_b, Tensor grad_scale, bool[] needs",
@@ -138,4 +162,33 @@ _gradient_op = define(
     _backward_fake,
     # the saved gradients are functions of the inputs, and the formula treats them so
     **differentiate(reference.pair_softmax_gradients, needs_at=-1),
+)
+_softmax_op = define(
+    "pair_softmax",
+    "Tensor a, Tensor b, Tensor scale, str form, bool mean, float eps, bool[] needs, "
+    "ScalarType precision",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    partial(_forward, "pair_softmax"),
+    _forward_fake,
+    setup_context=_setup,
+    backward=partial(_autograd, _softmax_gradient_op),
+)
+_sigmoid_gradient_op = define(
+    "pair_sigmoid_backward",
+    "Tensor grad, Tensor a, Tensor b, Tensor scale, Tensor bias, bool mean, float eps, "
+    "Tensor grad_a, Tensor grad_b, Tensor grad_scale, Tensor grad_bias, bool[] needs",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+    **differentiate(reference.pair_sigmoid_gradients, needs_at=-1),
+)
+_sigmoid_op = define(
+    "pair_sigmoid",
+    "Tensor a, Tensor b, Tensor scale, Tensor bias, bool mean, float eps, bool[] needs, "
+    "ScalarType precision",
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    partial(_forward, "pair_sigmoid"),
+    _forward_fake,
+    setup_context=_setup,
+    backward=partial(_autograd, _sigmoid_gradient_op),
 )

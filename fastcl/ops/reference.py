@@ -7,6 +7,8 @@ backend go through them.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,6 +70,11 @@ def _only_needed(gradients, needs, acc: torch.dtype) -> tuple[Tensor, ...]:
         g.to(acc).contiguous() if needed and g is not None else like.new_empty(0, dtype=acc)
         for g, needed in zip(gradients, needs, strict=True)
     )
+
+
+def _stored(gradients, inputs, needs, precision) -> list[Tensor]:
+    wide = _only_needed(gradients, needs, accumulator(precision))
+    return [g.to(stored_gradient(x, precision)) for g, x in zip(wide, inputs, strict=True)]
 
 
 def similarity_logsumexp(
@@ -179,11 +186,15 @@ def l2_normalize(x: Tensor, eps: float, precision: torch.dtype):
 
 
 def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit rows [N, D], their factors [N, 1], and whether each row was longer than eps [N, 1]."""
+    """Unit rows [N, D], their factors [N, 1], and whether each row was longer than eps [N, 1].
+
+    An infinite eps leaves rows as they are.
+    """
     rows = x.to(_wide(x))
     squares = rows.square().sum(1, keepdim=True)
     long = squares > eps * eps  # shorter rows are divided by the constant eps
-    factor = torch.where(long, torch.where(long, squares, 1.0).rsqrt(), 1.0 / eps)
+    short = 1.0 if eps == math.inf else 1.0 / eps
+    factor = torch.where(long, torch.where(long, squares, 1.0).rsqrt(), short)
     return rows * factor, factor, long
 
 
@@ -251,8 +262,7 @@ def pair_softmax(a, b, scale, form, mean, eps, needs, precision):
     one = torch.ones((), dtype=loss.dtype, device=loss.device)
     gradients = pair_softmax_gradients(one, a, b, scale, form, mean, eps)
     acc = accumulator(precision)
-    wide = zip(_only_needed(gradients, needs, acc), (a, b, scale), strict=True)
-    return (loss.to(acc), *(g.to(stored_gradient(x, precision)) for g, x in wide))
+    return (loss.to(acc), *_stored(gradients, (a, b, scale), needs, precision))
 
 
 def pair_softmax_gradients(grad, a, b, scale, form: str, mean: bool, eps: float):
@@ -270,4 +280,36 @@ def pair_softmax_gradients(grad, a, b, scale, form: str, mean: bool, eps: float)
     return (
         *normalize_pair_gradients(rows, scale.to(dtype) * lost, a, b, eps),
         dscale + (lost * cosines).sum(),
+    )
+
+
+def _signed_scores(a, b, scale, bias, eps: float):
+    """Unit rows, cosines [N, N], scores, and signs: -1 where a pair belongs together."""
+    unit_a, unit_b = _unit(a, eps)[0], _unit(b, eps)[0]
+    cosines = unit_a @ unit_b.mT
+    scores = scale.to(cosines.dtype) * cosines + bias.to(cosines.dtype)
+    own = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+    return unit_a, unit_b, cosines, scores, 1.0 - 2.0 * own
+
+
+def pair_sigmoid(a, b, scale, bias, mean, eps, needs, precision):
+    *_, scores, signs = _signed_scores(a, b, scale, bias, eps)
+    loss = -F.logsigmoid(-signs * scores).sum() / (len(scores) if mean else 1)
+    one = torch.ones((), dtype=loss.dtype, device=loss.device)
+    gradients = pair_sigmoid_gradients(one, a, b, scale, bias, mean, eps)
+    acc = accumulator(precision)
+    return (loss.to(acc), *_stored(gradients, (a, b, scale, bias), needs, precision))
+
+
+def pair_sigmoid_gradients(grad, a, b, scale, bias, mean: bool, eps: float):
+    """Gradients of both inputs, of the scale and of the bias, differentiable again."""
+    unit_a, unit_b, cosines, scores, signs = _signed_scores(a, b, scale, bias, eps)
+    share = grad.to(scores.dtype) / (len(scores) if mean else 1)
+    w = share * signs * torch.sigmoid(signs * scores)
+    t = scale.to(w.dtype)
+    return (
+        normalize_gradient(t * (w @ unit_b), a, eps),
+        normalize_gradient(t * (w.mT @ unit_a), b, eps),
+        (w * cosines).sum(),
+        w.sum(),
     )

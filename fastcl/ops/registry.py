@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 OPS = ("similarity_logsumexp", "similarity_sum", "similarity_topk", "l2_normalize")
-# a whole loss, and the step of a queue; without them both decompose, into the above and PyTorch
-OPTIONAL_OPS = ("pair_softmax", "enqueue")
+# whole losses, and the step of a queue; without them all decompose, into the above and PyTorch
+OPTIONAL_OPS = ("pair_softmax", "pair_sigmoid", "enqueue")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -64,8 +64,8 @@ class Backend:
         withheld: why it does not serve a call unless it is forced to; a reason, or empty.
         keeps_exponentials: (N, M, D, precision) -> whether keeping them for the backward, where
             the workspace allows it, is the faster choice.
-        fuses: (N, D, precision) -> whether its ``pair_softmax`` of N pairs is a better choice
-            than the primitives.
+        fuses: (N, D, precision) -> whether a whole loss of N pairs, of those it implements, is a
+            better choice than the primitives.
     """
 
     name: str

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "ops.h"
@@ -160,51 +162,84 @@ void check_normalize(Storage storage, const char* what, i64 n, i64 d) {
   expect(what, error(y.data(), exact.data(), n * d), 1e-6);
 }
 
-double pair_loss(PairSoftmax::Form form, Doubles z, i64 n, i64 d, double scale) {
+// The scores of unit rows, those of a before those of b.
+using Scores = std::function<double(i64, i64)>;
+using Definition = std::function<double(const Scores&)>;
+
+Definition softmax_of(PairSoftmax::Form form, i64 n) {
+  return [=](const Scores& score) {
+    double total = 0;
+    for (i64 i = 0; i < (form == PairSoftmax::rows ? n : 2 * n); ++i) {
+      double sum = 0;
+      for (i64 j = 0; j < 2 * n; ++j)
+        if (j % n != i % n && (form == PairSoftmax::views || (i < n) != (j < n)))
+          sum += std::exp(score(i, j));
+      total += softplus(std::log(sum) - score(i, (i + n) % (2 * n)));
+    }
+    return total / (form == PairSoftmax::rows ? n : 2 * n);
+  };
+}
+
+Definition sigmoid_of(double bias, i64 n) {
+  return [=](const Scores& score) {
+    double total = 0;
+    for (i64 i = 0; i < n; ++i)
+      for (i64 j = 0; j < n; ++j)
+        total += softplus((i == j ? -1.0 : 1.0) * (score(i, n + j) + bias));
+    return total / n;
+  };
+}
+
+double pair_loss(const Definition& definition, Doubles z, i64 n, i64 d, double scale) {
   for (i64 i = 0; i < 2 * n; ++i) {
     double square = 0;
     for (i64 f = 0; f < d; ++f) square += z[i * d + f] * z[i * d + f];
     for (i64 f = 0; f < d; ++f) z[i * d + f] /= std::sqrt(square);
   }
-  const auto score = [&](i64 i, i64 j) {
+  return definition([&](i64 i, i64 j) {
     return scale * std::inner_product(&z[i * d], &z[i * d] + d, &z[j * d], 0.0);
-  };
-  double total = 0;
-  for (i64 i = 0; i < (form == PairSoftmax::rows ? n : 2 * n); ++i) {
-    double sum = 0;
-    for (i64 j = 0; j < 2 * n; ++j)
-      if (j % n != i % n && (form == PairSoftmax::views || (i < n) != (j < n)))
-        sum += std::exp(score(i, j));
-    total += softplus(std::log(sum) - score(i, (i + n) % (2 * n)));
-  }
-  return total / (form == PairSoftmax::rows ? n : 2 * n);
+  });
 }
 
-void check_pair_softmax(PairSoftmax::Form form, const char* what, i64 n, i64 d, float scale) {
+template <class Loss>
+void check_pair_loss(const char* what, void (*run)(Loss), std::decay_t<Loss> p,
+                     const Definition& definition, i64 n, i64 d, float scale) {
   const Floats z = matrix(2 * n, d);
   Floats gradient(2 * n * d);
   float loss;
-  PairSoftmax p{};
   p.a = view(z, n, d), p.b = p.a;
   p.b.data = z.data() + n * d;
-  p.form = form, p.mean = true, p.scale = scale, p.eps = 1e-12f, p.keep = true;
+  p.mean = true, p.scale = scale, p.eps = 1e-12f;
   p.kernels = isa().f32, p.pool = kSerial;
   p.loss = &loss, p.grad_a = {gradient.data(), Storage::f32};
   p.grad_b = {gradient.data() + n * d, Storage::f32};
-  pair_softmax(p);
+  run(p);
   const Doubles exact(z.begin(), z.end());
-  const double value = pair_loss(form, exact, n, d, scale);
+  const double value = pair_loss(definition, exact, n, d, scale);
   expect(what, std::fabs(loss - value) / value, 1e-6);
   Floats found;
   Doubles slopes;
   for (i64 at = 3; at < 2 * n * d; at += 2 * n * d / 7) {
     Doubles above = exact, below = exact;
     above[at] += 1e-5, below[at] -= 1e-5;
-    slopes.push_back(
-        (pair_loss(form, above, n, d, scale) - pair_loss(form, below, n, d, scale)) / 2e-5);
+    slopes.push_back((pair_loss(definition, above, n, d, scale) -
+                      pair_loss(definition, below, n, d, scale)) / 2e-5);
     found.push_back(gradient[at]);
   }
   expect("  its gradient", error(found.data(), slopes.data(), (i64)found.size()), 1e-5);
+}
+
+void check_pair_losses(i64 n, i64 d, float scale) {
+  PairSoftmax softmax{};
+  softmax.keep = true;
+  const char* names[] = {"pair softmax, views", "pair softmax, rows", "pair softmax, both"};
+  for (auto form : {PairSoftmax::views, PairSoftmax::rows, PairSoftmax::both}) {
+    softmax.form = form;
+    check_pair_loss(names[form], pair_softmax, softmax, softmax_of(form, n), n, d, scale);
+  }
+  PairSigmoid sigmoid{};
+  sigmoid.bias = -2.0f;
+  check_pair_loss("pair sigmoid", pair_sigmoid, sigmoid, sigmoid_of(sigmoid.bias, n), n, d, scale);
 }
 
 }  // namespace
@@ -217,8 +252,6 @@ int main() {
   check_normalize(Storage::f32, "normalise fp32", 21, 37);
   check_normalize(Storage::bf16, "normalise bf16", 21, 37);
   check_normalize(Storage::f16, "normalise fp16", 21, 37);
-  check_pair_softmax(PairSoftmax::views, "pair softmax, views", 41, 13, 5.0f);
-  check_pair_softmax(PairSoftmax::rows, "pair softmax, rows", 41, 13, 5.0f);
-  check_pair_softmax(PairSoftmax::both, "pair softmax, both", 41, 13, 5.0f);
+  check_pair_losses(41, 13, 5.0f);
   return failures != 0;
 }

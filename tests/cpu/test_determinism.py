@@ -36,6 +36,9 @@ def _everything(p, precision):
     a, b = p.queries[::2], p.queries[1::2]
     for form in FORMS:
         results += cpu.pair_softmax(a, b, p.scale, form, True, 1e-12, [True] * 3, precision)
+    bias = torch.tensor(-3.0)
+    for needs in ([True] * 4, [False, True, True, True]):  # blocks that take turns, and rows alone
+        results += cpu.pair_sigmoid(a, b, p.scale, bias, True, 1e-12, needs, precision)
     return results
 
 

@@ -5,6 +5,8 @@ import itertools
 import pytest
 import torch
 
+from fastcl.ops import cpu, reference
+
 from .problems import Problem, error, gradients, keep, logsumexp, make, true_gradients, truth, unit
 
 BOUND = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -117,6 +119,18 @@ def test_small_losses_keep_relative_accuracy(isa, save):
     exact = true_gradients(p, g)[0]
     assert ((dq - exact).norm(dim=1) / exact.norm(dim=1)).median() < 2e-5
     assert (dq - exact).norm() / exact.norm() < 2e-4
+
+
+def test_small_sigmoid_losses_keep_relative_accuracy(isa):
+    """Aligned rows, scale 40, bias -20: every e^x is near 1e-8, and lost where 1 is added to it."""
+    z = unit(70, 256)
+    needs = [True] * 4
+    static = (True, 1e-12, needs)
+    inputs = (z, z.clone(), torch.tensor(40.0), torch.tensor(-20.0))
+    exact = reference.pair_sigmoid(*(x.double() for x in inputs), *static, torch.float64)
+    assert exact[0] < 1e-4
+    for ours, theirs in zip(cpu.pair_sigmoid(*inputs, *static, torch.float32), exact, strict=True):
+        assert error(ours, theirs) < 1e-5
 
 
 def test_tiny_upstream_gradients_do_not_vanish(isa):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from fastcl.testing import DATA, OPERATIONS, RULED, RULES, WHOLE, Shape, compare
+from fastcl.testing import BIASED, DATA, OPERATIONS, RULED, RULES, WHOLE, Shape, compare
 
 # Panels are 8, 24 or 32 wide, register tiles 4 or 8 rows, blocks 64 to 256 a side.
 SHAPES = (
@@ -35,7 +35,8 @@ def _name(value):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(isa, shape, dtype):
     for operation in OPERATIONS:
-        verdict = compare("cpu", operation, shape, dtype=dtype, bias=operation in RULED)
+        bias = operation in (*RULED, *BIASED)
+        verdict = compare("cpu", operation, shape, dtype=dtype, bias=bias)
         assert verdict.passed, verdict
 
 

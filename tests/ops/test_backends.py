@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastcl
-from fastcl.testing import DATA, RULED, RULES, SHAPES, compare, served
+from fastcl.testing import BIASED, DATA, RULED, RULES, SHAPES, compare, served
 
 BACKENDS = [name for name in fastcl.backends() if name != "reference" and served(name)]
 CASES = [(name, operation, dtype) for name in BACKENDS for operation, dtype in served(name)]
@@ -23,7 +23,7 @@ def _judge(*args, **kwargs):
 @pytest.mark.parametrize(("backend", "operation", "dtype"), CASES, ids=_label)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(backend, operation, dtype, shape):
-    _judge(backend, operation, shape, dtype=dtype, bias=operation in RULED)
+    _judge(backend, operation, shape, dtype=dtype, bias=operation in (*RULED, *BIASED))
 
 
 @pytest.mark.parametrize(("backend", "operation", "dtype"), RULED_CASES, ids=_label)
