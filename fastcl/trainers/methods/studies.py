@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fastcl.trainers.methods import METHODS
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -46,6 +48,15 @@ class Study:
     summary: str
     axis: str
     variants: tuple[Variant, ...]
+
+    def options(self) -> dict[str, type]:
+        """Those of ``OPTIONS`` that every method of the study has."""
+        methods = [METHODS[variant.method] for variant in self.variants]
+        return {
+            name: kind
+            for name, kind in self.OPTIONS.items()
+            if all(name in method.option_names() for method in methods)
+        }
 
 
 def _over(option: str, values: tuple, line: str = "SimCLR", method: str = "simclr", **fixed):
@@ -145,6 +156,13 @@ STUDIES = {
                 Variant("block", str(b), "block", {"block": b, "batch_size": 10 * (b + 1)})
                 for b in (1, 2, 5, 10)
             ),
+        ),
+        Study(
+            "captioning",
+            "Captioning: when contrast takes over from maximum likelihood",
+            "whether contrast is worth its epochs (captioning)",
+            "epochs of maximum likelihood first (16: nothing else)",
+            _over("mle_epochs", (4, 8, 12, 16), "captioner", "captioning"),
         ),
         Study(
             "sources",
