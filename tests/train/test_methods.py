@@ -291,7 +291,7 @@ def test_optimizers_and_schedules_are_what_their_names_say():
         ("simclr", {"optimizer": "rmsprop"}, "optimizer: expected adamw, adam, sgd or lars, got"),
         ("simclr", {"recipe": "moco_v2"}, "recipe: 'moco_v2' jitters colour and digits is grey"),
         ("simclr", {"devices": 3, "batch_size": 256}, "batch_size: expected a multiple of devices"),
-        ("jigsaw", {"side": 20}, "side: expected an integer >= 24, got 20"),
+        ("jigsaw", {"side": 20}, "side: expected an integer >= 26, got 20"),
         ("instdisc", {"form": "exact"}, "form: expected softmax, sampled_softmax or nce, got"),
     ],
 )  # fmt: skip
