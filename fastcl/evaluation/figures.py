@@ -349,7 +349,7 @@ def sweep(
     lowest, highest = min(drawn), max(drawn)
     axis.set_ylim(
         max(0.0, 10 * (lowest // 10) - 10) if lowest > 30 else 0.0,
-        102 if highest > 60 else 10 * (highest // 10) + 20,
+        min(102.0, 10 * (highest // 10) + 20),
     )
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)

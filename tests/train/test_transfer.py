@@ -150,13 +150,13 @@ def test_every_study_names_options_that_its_methods_have(fast):
 
 def test_a_study_takes_the_options_that_its_methods_have(tmp_path, capsys):
     assert "data" in STUDIES["queue"].options()
-    assert set(STUDIES["block"].options()) == {"report_on", "threads"}
-    assert main(["ablate", "block", "--data", "mnist", "--out", str(tmp_path)]) == 2
+    assert set(STUDIES["block"].options()) == {"data", "data_root", "report_on", "threads"}
+    assert main(["ablate", "captioning", "--data", "mnist", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "fastcl ablate: unrecognized arguments: --data mnist\n"
     assert main(["ablate", "queue", "--epochs", "many", "--out", str(tmp_path)]) == 2
     assert "epochs: expected an integer, got 'many'" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="given: expected report_on or threads, got 'data'"):
-        run_study("block", {"data": "mnist"}, seeds=[0], out=tmp_path)
+    with pytest.raises(UsageError, match=r"given: expected epochs, .* got 'data'"):
+        run_study("captioning", {"data": "mnist"}, seeds=[0], out=tmp_path)
 
 
 def test_noise_and_omissions():

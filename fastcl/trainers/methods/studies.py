@@ -169,7 +169,7 @@ STUDIES = {
         ),
         Study(
             "sources",
-            "Where negatives come from",
+            "Where negatives come from, the epochs being the same",
             "the batch end to end (SimCLR), a memory bank (InstDisc) or a queue (MoCo)",
             "negatives",
             (
