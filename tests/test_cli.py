@@ -17,7 +17,9 @@ def run(*arguments, code="from fastcl.cli import main; import sys; sys.exit(main
 
 
 def test_info(tmp_path):
-    result = run("info", cwd=tmp_path)
+    result = run(
+        "info", code="import runpy; runpy.run_module('fastcl', run_name='__main__')", cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert f"fastcl {fastcl.__version__}, torch {torch.__version__}" in result.stdout
     for name, backend in fastcl.backends().items():

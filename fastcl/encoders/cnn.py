@@ -47,6 +47,7 @@ class SmallCNN(nn.Module):
         """Encode floating-point images [B, C, H, W], H and W at least 8, to features [B, D].
 
         Raises:
+            TypeError: not floating point.
             ValueError: wrong number of dimensions or channels, or images below 8 x 8.
         """
         check_images(images, self.in_channels, least=8)
@@ -80,6 +81,7 @@ class MNISTCNN(nn.Module):
         """Encode floating-point images [B, 1, H, W] to features [B, 128].
 
         Raises:
+            TypeError: not floating point.
             ValueError: wrong number of dimensions or channels.
         """
         check_images(images, 1, least=1)
@@ -92,8 +94,11 @@ def check_images(images: torch.Tensor, in_channels: int, least: int) -> None:
     """Images an encoder was built for.
 
     Raises:
+        TypeError: not floating point.
         ValueError: wrong number of dimensions or channels, or images below ``least`` x ``least``.
     """
+    if not images.is_floating_point():
+        raise TypeError(f"images: expected floating point, got {images.dtype}; divide bytes by 255")
     if images.ndim != 4 or images.shape[1] != in_channels or min(images.shape[2:]) < least:
         raise ValueError(
             f"images: expected shape [B, {in_channels}, H >= {least}, W >= {least}] because the "

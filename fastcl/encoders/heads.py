@@ -18,6 +18,7 @@ class LinearHead(nn.Sequential):
     """
 
     def __init__(self, in_features: int, out_features: int = 128, *, batch_norm: bool = False):
+        _check_widths(in_features=in_features, out_features=out_features)
         layers: list[nn.Module] = [nn.Linear(in_features, out_features, bias=not batch_norm)]
         if batch_norm:
             layers.append(nn.BatchNorm1d(out_features))
@@ -64,8 +65,10 @@ class MLPHead(nn.Sequential):
         batch_norm: bool = True,
         out_batch_norm: bool = False,
     ):
-        if hidden_layers < 1:
-            raise ValueError(f"hidden_layers: expected an integer >= 1, got {hidden_layers}")
+        _check_widths(
+            in_features=in_features, hidden_features=hidden_features, out_features=out_features,
+            hidden_layers=hidden_layers,
+        )  # fmt: skip
         layers: list[nn.Module] = []
         width = in_features
         for _ in range(hidden_layers):
@@ -113,6 +116,12 @@ def projection_head(
     raise ValueError(f"layout: expected one of linear, moco_v1, moco_v2, simclr, got {layout!r}")
 
 
+def _check_widths(**widths: int) -> None:
+    for name, width in widths.items():
+        if width < 1:
+            raise ValueError(f"{name}: expected an integer >= 1, got {width}")
+
+
 def check_features(features: torch.Tensor, in_features: int) -> None:
     """Features as wide as a head was built for.
 
@@ -129,11 +138,14 @@ def check_features(features: torch.Tensor, in_features: int) -> None:
 def check_fit(encoder: nn.Module, head: nn.Module) -> None:
     """A head that expects as many features as the encoder gives, as far as both say so.
 
+    For an ``nn.Sequential`` its first layer speaks.
+
     Raises:
         ValueError: naming both widths (ResNet-18 gives 512 features, other networks 1280).
     """
     width = getattr(encoder, "feature_dim", None)
-    expected = getattr(head, "in_features", width)
+    first = head[0] if isinstance(head, nn.Sequential) and len(head) else head
+    expected = getattr(head, "in_features", getattr(first, "in_features", width))
     if width is not None and width != expected:
         raise ValueError(
             f"head: {type(head).__name__} was built with in_features={expected}, but "

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastcl.losses.common import check_range, check_vector
+
 
 def _extractor(form: str, in_channels: int, objects: int, width: int) -> nn.Sequential:
     """Image [B, C, H, W] to one map for each object, values in (0, 1)."""
@@ -47,7 +49,7 @@ class ObjectEncoder(nn.Module):
         hidden_features: of the MLP.
 
     Raises:
-        ValueError: unknown ``form``.
+        ValueError: unknown ``form``, or images smaller than one of its cells.
     """
 
     def __init__(
@@ -64,7 +66,10 @@ class ObjectEncoder(nn.Module):
         self.image_shape = (in_channels, image_size, image_size)
         self.feature_dim = objects * state_dim
         self.extractor = _extractor(form, in_channels, objects, width)
-        side = image_size // {"small": 10, "medium": 5}[form]
+        cell = {"small": 10, "medium": 5}[form]
+        if image_size < cell:
+            raise ValueError(f"image_size: expected at least {cell} for {form}, got {image_size}")
+        side = image_size // cell
         self.mlp = _mlp(side**2, hidden_features, state_dim)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -103,7 +108,9 @@ class TransitionGNN(nn.Module):
         """Changes [B, K, D] for actions [B] int64 in [0, A K).
 
         Raises:
-            ValueError: states that are not [B, K, D], or not one action for each.
+            TypeError: actions that are not integers.
+            ValueError: states that are not [B, K, D], not one action for each, or (looked at on
+                a CPU) actions outside [0, A K).
         """
         if states.ndim != 3 or states.shape[2] != self.state_dim or len(actions) != len(states):
             raise ValueError(
@@ -111,10 +118,13 @@ class TransitionGNN(nn.Module):
                 f"got {list(states.shape)} and {list(actions.shape)}"
             )
         batch, objects, _ = states.shape
-        upon = F.one_hot(actions, self.actions * objects).to(states.dtype)
+        kinds = self.actions * objects
+        actions = check_vector(actions, "actions", batch, states)
+        check_range(actions, "actions", kinds, f"{self.actions} kinds on each of {objects} objects")
+        upon = F.one_hot(actions.long(), kinds).to(states.dtype)
         others = [[j for j in range(objects) if j != i] for i in range(objects)]
-        ends = states[:, torch.tensor(others, device=states.device)]  # [B, K, K - 1, D]
-        starts = states[:, :, None].expand_as(ends)
+        ends = states[:, torch.tensor(others, dtype=torch.int64, device=states.device)]
+        starts = states[:, :, None].expand_as(ends)  # both [B, K, K - 1, D]
         messages = self.edge(torch.cat([starts, ends], dim=-1)).sum(dim=2)
         upon = upon.view(batch, objects, self.actions)
         return self.node(torch.cat([states, upon, messages], dim=-1))

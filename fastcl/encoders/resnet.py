@@ -120,6 +120,7 @@ class ResNet(nn.Module):
         """Encode floating-point images [B, C, H, W], H and W at least 8, to features [B, D].
 
         Raises:
+            TypeError: not floating point.
             ValueError: wrong number of dimensions or channels, or images below 8 x 8.
         """
         return self.maps(images).mean((2, 3))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastcl.data.tokens import PADDING
+from fastcl.losses.common import check_range
 
 POOLINGS = ("mean", "cls")
 
@@ -96,7 +97,8 @@ class TextTransformer(nn.Module):
         """Encode token ids [B, L], L at most ``max_length``, to features [B, D].
 
         Raises:
-            ValueError: not integers [B, L], or too long.
+            ValueError: not integers [B, L], too long, or (looked at on a CPU) ids outside the
+                vocabulary.
         """
         _check_tokens(tokens)
         length = tokens.shape[1]
@@ -104,6 +106,7 @@ class TextTransformer(nn.Module):
             raise ValueError(
                 f"tokens: expected at most {self.max_length} per text (max_length), got {length}"
             )
+        check_range(tokens, "tokens", self.vocabulary_size, "ids below vocabulary_size")
         mask = tokens != PADDING
         states = self.dropout(self.embedding(tokens) + self.positions[:length])
         for layer in self.layers:

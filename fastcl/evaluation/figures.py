@@ -345,8 +345,12 @@ def sweep(
     if level is not None:
         axis.axhline(100 * level[1], color=_GREY, lw=1.0, ls="--", label=level[0])
     means = [100 * entry["mean"] for points in series.values() for entry in points.values()]
-    lowest = min([*means, *([100 * level[1]] if level else [])])
-    axis.set_ylim(max(0.0, 10 * (lowest // 10) - 10) if lowest > 30 else 0.0, 102)
+    drawn = [*means, *([100 * level[1]] if level else [])]
+    lowest, highest = min(drawn), max(drawn)
+    axis.set_ylim(
+        max(0.0, 10 * (lowest // 10) - 10) if lowest > 30 else 0.0,
+        min(102.0, 10 * (highest // 10) + 20),
+    )
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.set_title(title, loc="left", wrap=True)

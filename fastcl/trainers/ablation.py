@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import re
 import time
@@ -18,8 +17,8 @@ from fastcl.evaluation import figures
 from fastcl.trainers.folder import RESULTS, write_atomically
 from fastcl.trainers.methods import METHODS
 from fastcl.trainers.methods.studies import STUDIES, Study, Variant
-from fastcl.trainers.options import check_choice
-from fastcl.trainers.report import Report, mean_and_sd, score_cell, versions
+from fastcl.trainers.options import TrainOptions, check_choice
+from fastcl.trainers.report import mean_and_sd, score_cell, versions
 from fastcl.trainers.runner import run
 
 TABLE, PICTURE = "table.csv", "picture.png"
@@ -40,7 +39,7 @@ def run_study(
 
     Args:
         study: or its name in ``STUDIES``.
-        given: options for every variant (``Study.OPTIONS``); what a variant varies is its own.
+        given: options for every variant (``Study.options``); what a variant varies is its own.
         seeds: of each variant.
         out: folder; each variant is a run of ``fastcl train`` in a folder of its own below.
         fast: the methods' own short runs.
@@ -58,14 +57,17 @@ def run_study(
     if isinstance(study, str):
         check_choice("study", study, tuple(STUDIES))
         study = STUDIES[study]
+    for name in given:
+        check_choice("given", name, tuple(study.options()))
     console = console or Console()
     lines: dict[str, dict[str, dict[str, float]]] = {}
     untrained: list[float] = []
     headline = ""
     for index, variant in enumerate(study.variants):
-        report = _train(
-            variant, given, fast, seeds=seeds, out=out / _slug(index, variant), resume=resume,
-            overwrite=overwrite, console=Console(quiet=True),
+        report = run(
+            variant.method, variant_options(variant, given, fast), seeds=seeds,
+            out=out / _slug(index, variant), resume=resume, overwrite=overwrite,
+            console=Console(quiet=True),
         )  # fmt: skip
         headline = report.experiment.headline
         scores = [result.scores for result in report.results.values()]
@@ -107,12 +109,13 @@ def run_study(
     return results
 
 
-def _train(variant: Variant, given: Mapping[str, Any], fast: bool, **places: Any) -> Report:
+def variant_options(variant: Variant, given: Mapping[str, Any], fast: bool) -> TrainOptions:
+    """The options that a variant is trained with; arguments as for :func:`run_study`."""
     method = METHODS[variant.method]
-    options: Any = method.options(**(dict(method.fast) if fast else {}))
-    # pictures and monitors of runs that nobody looks at cost as much as they do
-    options = dataclasses.replace(options, knn_every=10**6)
-    return run(method, dataclasses.replace(options, **{**given, **variant.options}), **places)
+    # monitors of runs that nobody looks at cost as much as they do
+    quiet = {"knn_every": 10**6} if "knn_every" in method.option_names() else {}
+    short = method.fast if fast else {}
+    return method.options(**{**short, **quiet, **given, **variant.options})
 
 
 def _slug(index: int, variant: Variant) -> str:

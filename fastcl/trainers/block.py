@@ -9,11 +9,11 @@ from torch import nn
 
 from fastcl import BlockContrastiveLoss
 from fastcl.data.classes import ClassBalancedBatches
-from fastcl.data.digits import load_digit_splits
-from fastcl.data.splits import Split, Splits
+from fastcl.data.splits import Split, Splits, unit_range
 from fastcl.encoders import SmallCNN
-from fastcl.evaluation.features import calibrate_batch_norm, extract_features
+from fastcl.evaluation.features import extract_features
 from fastcl.evaluation.mean_classifier import mean_classifier_accuracy
+from fastcl.trainers import images
 from fastcl.trainers.callbacks import log_batch
 from fastcl.trainers.experiment import Experiment
 from fastcl.trainers.methods.metric import BlockOptions
@@ -54,7 +54,7 @@ class Block(pl.LightningModule):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Features [B, D] of images [B, C, H, W]."""
-        return self.encoder(images)
+        return self.encoder(unit_range(images))
 
     def training_step(
         self, batch: tuple[torch.Tensor, torch.Tensor], batch_index: int
@@ -70,16 +70,16 @@ class Block(pl.LightningModule):
 
 
 def experiment(options: BlockOptions, seed: int) -> Experiment:
-    """Digits as latent classes, judged by the classifier whose weights are class means."""
-    splits = load_digit_splits(seed)
+    """Labels as latent classes, judged by the classifier whose weights are class means."""
+    splits = images.load(options, seed)
     torch.manual_seed(seed)
     module = Block(
-        SmallCNN(in_channels=1, width=options.width),
+        SmallCNN(splits.channels, options.width),
         block=options.block,
         loss=options.loss,
         optimization=options,
     )
-    calibrate_batch_norm(module, splits.train.images)
+    images.calibrate(module, splits.train.images)
     return Experiment(
         module=module,
         batches=ClassBalancedBatches(
@@ -91,8 +91,8 @@ def experiment(options: BlockOptions, seed: int) -> Experiment:
         ),
         scores=lambda module: _scores(module, splits, options),
         headline="mean classifier",
-        measured="Digits classified right by class means; the same, of two digits at a time",
-        data="handwritten digits of scikit-learn as latent classes",
+        measured="Images classified right by class means; the same, of two classes at a time",
+        data=f"{splits.name}, their labels as latent classes",
         references={"raw pixels": _scores(nn.Flatten(), splits, options)},
     )
 

@@ -156,12 +156,11 @@ def _ablate(name: str, argv: list[str]) -> None:
         prog=f"fastcl ablate {name}", description=f"{study.title}.", exit_on_error=False
     )
     _add_places(parser, f"runs/ablate-{name}", "the methods' own short runs")
-    for option, kind in study.OPTIONS.items():
-        parser.add_argument(
-            f"--{option}", type=kind | None, default=None, help="as in fastcl train; for every run."
-        )
+    allowed = study.options()
+    for option, kind in allowed.items():
+        parser.add_argument(f"--{option}", type=kind, help="as in fastcl train; for every run.")
     arguments = _parse(parser, argv, {})
-    given = {key: getattr(arguments, key) for key in study.OPTIONS}
+    given = {key: getattr(arguments, key) for key in allowed}
     given = {key: value for key, value in given.items() if value is not None}
     from fastcl.trainers.ablation import run_study
 

@@ -21,6 +21,7 @@ from fastcl.evaluation.probe import linear_probe
 from fastcl.trainers.callbacks import KNNMonitor, SimilaritySnapshots
 from fastcl.trainers.experiment import Experiment
 from fastcl.trainers.methods.images import ImageOptions
+from fastcl.trainers.methods.metric import MetricOptions
 from fastcl.trainers.options import UsageError
 
 LABELS_PER_CLASS: tuple[int | None, ...] = (1, 5, 10, None)
@@ -29,7 +30,7 @@ _SHOWN = 8
 _CALIBRATION = 2048  # images are enough for statistics to start from
 
 
-def load(options: ImageOptions, seed: int) -> Splits:
+def load(options: ImageOptions | MetricOptions, seed: int) -> Splits:
     """The images that ``options`` name, divided by ``seed``.
 
     Raises:

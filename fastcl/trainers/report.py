@@ -149,12 +149,12 @@ def _table(report: Report) -> Table:
     # a narrow terminal breaks names where it must, rather than leave their ends out
     table.add_column("", overflow="fold")
     summary = report.summary()
-    metrics = list(summary["trained"])
-    for metric in metrics:
-        table.add_column(metric, justify="right", overflow="fold")
-    for name, label in _labels(report).items():
-        cells = [score_cell(summary[name].get(metric), seeds) for metric in metrics]
-        table.add_row(label, *cells, style="bold" if name == "trained" else None)
+    labels = _labels(report)
+    for name, label in labels.items():
+        style = "bold" if name == "trained" else None
+        table.add_column(label, justify="right", overflow="fold", style=style)
+    for metric in summary["trained"]:
+        table.add_row(metric, *(score_cell(summary[name].get(metric), seeds) for name in labels))
     return table
 
 

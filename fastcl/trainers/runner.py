@@ -102,7 +102,9 @@ def _check_request(options: TrainOptions, seeds: list[int], resume: bool, overwr
     if resume and overwrite:
         raise UsageError("resume and overwrite: expected at most one of them, got both")
     if options.tensorboard and find_spec("tensorboard") is None:
-        raise UsageError("tensorboard: expected the package tensorboard to be installed")
+        raise UsageError(
+            "tensorboard: expected the package tensorboard to be installed: pip install tensorboard"
+        )
 
 
 def _experiment(method: Method, options: TrainOptions, seed: int) -> Experiment:
@@ -129,7 +131,11 @@ def _run_seed(
     callbacks: list[pl.Callback] = [log, RunProgressBar(f"seed {seed}", console)]
     logger = None
     if options.tensorboard:
-        logger = pl.loggers.TensorBoardLogger(folder, name=TENSORBOARD, version="")
+        logger = pl.loggers.TensorBoardLogger(
+            folder, name=TENSORBOARD, version="", default_hp_metric=False
+        )
+        logger.log_hyperparams(hyper_parameters(method.name, options))
+        callbacks.append(pl.callbacks.LearningRateMonitor("epoch"))
     start = time.perf_counter()
     device = fit(
         experiment,

@@ -12,12 +12,12 @@ from torch import nn
 
 from fastcl import MinedTripletLoss
 from fastcl.data.classes import ClassBalancedBatches
-from fastcl.data.digits import load_digit_splits
-from fastcl.data.splits import Split
+from fastcl.data.splits import Split, unit_range
 from fastcl.encoders import SmallCNN
-from fastcl.evaluation.features import calibrate_batch_norm, extract_features
+from fastcl.evaluation.features import extract_features
 from fastcl.evaluation.figures import roc_curves
 from fastcl.evaluation.retrieval import retrieval_scores, verification_auc, verification_roc
+from fastcl.trainers import images
 from fastcl.trainers.callbacks import log_batch
 from fastcl.trainers.experiment import Experiment
 from fastcl.trainers.methods.metric import TripletOptions
@@ -55,7 +55,7 @@ class Triplet(pl.LightningModule):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings [B, P] of images [B, C, H, W]."""
-        return self.encoder(images)
+        return self.encoder(unit_range(images))
 
     def training_step(
         self, batch: tuple[torch.Tensor, torch.Tensor], batch_index: int
@@ -71,23 +71,25 @@ class Triplet(pl.LightningModule):
 
 
 def experiment(options: TripletOptions, seed: int) -> Experiment:
-    """Digits with labels, judged by nearest neighbours and by verification of pairs."""
-    splits = load_digit_splits(seed)
+    """Images with labels, judged by nearest neighbours and by verification of pairs."""
+    splits = images.load(options, seed)
     scored: Split = getattr(splits, options.report_on)
     torch.manual_seed(seed)
-    cnn = SmallCNN(in_channels=1, width=options.width)
+    cnn = SmallCNN(splits.channels, options.width)
     module = Triplet(
         nn.Sequential(cnn, nn.Linear(cnn.feature_dim, options.out_features)),
         mining=options.mining,
         margin=options.margin,
         optimization=options,
     )
-    calibrate_batch_norm(module, splits.train.images)
+    images.calibrate(module, splits.train.images)
+
+    raw = unit_range(scored.images).flatten(1)
 
     def figures(module: Triplet, folder: Path) -> list[str]:
         embeddings = {
             "trained": extract_features(module, scored.images),
-            "raw pixels": scored.images.flatten(1),
+            "raw pixels": raw,
         }
         curves = {name: verification_roc(x, scored.labels) for name, x in embeddings.items()}
         roc_curves(curves, path=folder / "roc.png")
@@ -104,9 +106,9 @@ def experiment(options: TripletOptions, seed: int) -> Experiment:
         ),
         scores=lambda module: metric_scores(extract_features(module, scored.images), scored.labels),
         headline="verification AUC",
-        measured="Digits whose nearest neighbour has their label; area under the ROC of pairs",
-        data="handwritten digits of scikit-learn with their labels",
-        references={"raw pixels": metric_scores(scored.images.flatten(1), scored.labels)},
+        measured="Images whose nearest neighbour has their label; area under the ROC of pairs",
+        data=f"{splits.name}, with labels",
+        references={"raw pixels": metric_scores(raw, scored.labels)},
         figures=figures,
     )
 

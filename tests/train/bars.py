@@ -28,6 +28,9 @@ FURTHER = {
         scores["trained"]["recall@10"] - scores["chance"]["recall@10"]
         >= 5 * max(scores["untrained"]["recall@10"] - scores["chance"]["recall@10"], 0.01)
     ),
+    "clip_scenes": lambda scores: (
+        scores["trained"]["text probe"] > scores["untrained"]["text probe"]
+    ),
     "captioning": lambda scores: (
         scores["trained"]["self-retrieval"] > scores["trained"]["self-retrieval of MLE"]
     ),

@@ -14,7 +14,10 @@ from fastcl.encoders import (
     RESNETS,
     LinearHead,
     MLPHead,
+    ObjectEncoder,
     SmallCNN,
+    TextTransformer,
+    TransitionGNN,
     check_fit,
     freeze,
     load_torchvision,
@@ -164,7 +167,16 @@ def test_heads_have_the_layouts_of_their_papers():
         projection_head("mlp", 8)
 
 
-@pytest.mark.parametrize("head", [MLPHead(1280, 16, 4), LinearHead(1280, 4), nn.Linear(1280, 10)])
+@pytest.mark.parametrize(
+    "head",
+    [
+        MLPHead(1280, 16, 4),
+        LinearHead(1280, 4),
+        nn.Linear(1280, 10),
+        nn.Sequential(nn.Linear(1280, 64), nn.ReLU(), nn.Linear(64, 10)),
+    ],
+    ids=["MLP", "linear", "plain linear", "sequential"],
+)
 def test_the_classic_wrong_width_is_named_before_anything_runs(head):
     with torch.device("meta"):
         encoder = resnet18()
@@ -178,6 +190,30 @@ def test_trainers_refuse_a_wrong_head():
 
     with pytest.raises(ValueError, match="in_features=1280, but SmallCNN gives feature_dim=64"):
         MoCo(SmallCNN(width=4), LinearHead(1280, 4), nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda: MLPHead(0), ValueError, "in_features: expected an integer >= 1, got 0"),
+        (lambda: LinearHead(8, 0), ValueError, "out_features: expected an integer >= 1, got 0"),
+        (lambda: ObjectEncoder(image_size=9), ValueError, "image_size: expected at least 10"),
+        (lambda: resnet18()(torch.zeros(1, 3, 8, 8).byte()), TypeError, "images: expected float"),
+        (lambda: TextTransformer(9, width=4)(torch.tensor([[1, 9]])), ValueError,
+         r"tokens holds 1 outside \[0, 9\)"),
+        (lambda: TransitionGNN()(torch.zeros(2, 5, 2), torch.tensor([0, 20])), ValueError,
+         r"actions holds 1 outside \[0, 20\)"),
+        (lambda: TransitionGNN()(torch.zeros(2, 5, 2), torch.zeros(2)), TypeError,
+         "actions has shape .* expected a tensor of 2 integers"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(wrong, error, message):
+    with pytest.raises(error, match=message):
+        wrong()
+
+
+def test_a_lone_object_gets_no_messages():
+    assert TransitionGNN()(torch.zeros(2, 1, 2), torch.tensor([0, 3])).shape == (2, 1, 2)
 
 
 @pytest.mark.parametrize("bn", ["eval", "train"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import pickle
 import struct
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from fastcl.data.files import cifar10, cifar100, image_folder, mnist, read_idx, stl10
 
@@ -146,6 +148,26 @@ def test_cifar100_reads_fine_labels(tmp_path):
     assert cifar100(tmp_path, 0).test.labels.tolist() == [*range(10), *range(10)]
 
 
+@pytest.mark.parametrize(
+    ("method", "own"), [("triplet", {"per_class": 3}), ("block", {"block": 2})]
+)
+def test_methods_of_labels_learn_from_such_files(tmp_path, method, own):
+    """Colour in bytes, from CIFAR's files; ten classes of which twelve images each are enough."""
+    from fastcl.trainers import METHODS, run
+
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, count in (("train", 120), ("test", 40)):
+        write_cifar(folder / name, b"fine_labels", count)
+    (folder / "meta").write_bytes(pickle.dumps({b"fine_label_names": [b"apple"] * 10}, protocol=2))
+    options = METHODS[method].options(
+        data="cifar100", data_root=str(tmp_path), epochs=1, batch_size=12, width=4, **own
+    )
+    report = run(method, options, seeds=[0], out=tmp_path / "out", console=Console(quiet=True))
+    assert report.as_json()["data"].startswith("CIFAR-100, ")
+    assert all(math.isfinite(value) for value in report.results[0].scores["trained"].values())
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -210,8 +232,6 @@ def test_image_folder(tmp_path):
 
 def test_a_method_learns_from_such_files(tmp_path):
     """SimCLR on colour images from CIFAR's files, ResNet and colour recipe included."""
-    from rich.console import Console
-
     from fastcl.trainers import METHODS, run
 
     folder = tmp_path / "cifar-10-batches-py"

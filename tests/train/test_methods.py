@@ -301,7 +301,7 @@ def test_optimizers_and_schedules_are_what_their_names_say():
         ("simclr", {"optimizer": "rmsprop"}, "optimizer: expected adamw, adam, sgd or lars, got"),
         ("simclr", {"recipe": "moco_v2"}, "recipe: 'moco_v2' jitters colour and digits is grey"),
         ("simclr", {"devices": 3, "batch_size": 256}, "batch_size: expected a multiple of devices"),
-        ("jigsaw", {"side": 20}, "side: expected an integer >= 24, got 20"),
+        ("jigsaw", {"side": 20}, "side: expected an integer >= 26, got 20"),
         ("instdisc", {"form": "exact"}, "form: expected softmax, sampled_softmax or nce, got"),
     ],
 )  # fmt: skip
@@ -323,3 +323,21 @@ def test_tensorboard_is_asked_for_only_where_it_is(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="tensorboard: expected the package tensorboard"):
         run("simclr", tiny("simclr", tensorboard=True), seeds=[0], out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_reading_captions_needs_their_order():
+    """Features that keep the order are read fully, a bag of words at most where it says it all."""
+    from fastcl.data.scenes import load_scenes
+    from fastcl.trainers.clip_scenes import reading
+
+    splits = load_scenes()
+
+    def ordered(objects):
+        return torch.nn.functional.one_hot(objects[:, :, :2], 4).flatten(1).float()
+
+    def bag(objects):
+        return torch.nn.functional.one_hot(objects[:, :, :2], 4).sum(1).flatten(1).float()
+
+    for features, least, most in ((ordered, 1.0, 1.0), (bag, 0.5, 0.75)):
+        known, asked = (features(x.objects) for x in (splits.train, splits.test))
+        assert least <= reading(known, splits.train.objects, asked, splits.test.objects) <= most

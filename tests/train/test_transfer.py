@@ -15,7 +15,7 @@ from fastcl.cli import main
 from fastcl.data.views import Augment
 from fastcl.evaluation.features import extract_features
 from fastcl.trainers import images
-from fastcl.trainers.ablation import run_study
+from fastcl.trainers.ablation import run_study, variant_options
 from fastcl.trainers.methods.images import SimCLROptions
 from fastcl.trainers.methods.studies import STUDIES, Study, Variant
 from fastcl.trainers.methods.transfer import MODES, Amount, ClassifierOptions
@@ -139,13 +139,24 @@ def test_study(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
-def test_every_study_names_options_that_its_methods_have():
-    from fastcl.trainers.methods import METHODS
-
+@pytest.mark.parametrize("fast", [False, True])
+def test_every_study_names_options_that_its_methods_have(fast):
     for study in STUDIES.values():
         for variant in study.variants:
-            method = METHODS[variant.method]
-            method.options(**{**method.fast, **variant.options}).check()
+            options = variant_options(variant, {"threads": 3}, fast)
+            options.check()
+            assert options.threads == 3
+
+
+def test_a_study_takes_the_options_that_its_methods_have(tmp_path, capsys):
+    assert "data" in STUDIES["queue"].options()
+    assert set(STUDIES["block"].options()) == {"data", "data_root", "report_on", "threads"}
+    assert main(["ablate", "captioning", "--data", "mnist", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "fastcl ablate: unrecognized arguments: --data mnist\n"
+    assert main(["ablate", "queue", "--epochs", "many", "--out", str(tmp_path)]) == 2
+    assert "epochs: expected an integer, got 'many'" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"given: expected epochs, .* got 'data'"):
+        run_study("captioning", {"data": "mnist"}, seeds=[0], out=tmp_path)
 
 
 def test_noise_and_omissions():

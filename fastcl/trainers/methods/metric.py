@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fastcl.trainers.methods.images import DATA
 from fastcl.trainers.methods.record import Method
 from fastcl.trainers.options import (
     TrainOptions,
@@ -21,15 +22,25 @@ class MetricOptions(TrainOptions):
     """What methods share whose batches hold equally many samples of some classes.
 
     Args:
+        data: digits (scikit-learn's, no download), mnist, cifar10, cifar100, stl10 or folder.
+        data_root: where the files of the others lie, as torchvision lays them out.
+        image_size: height and width to which the images of a folder are brought.
         width: channels of the encoder's first convolution.
     """
 
+    FREE: ClassVar[tuple[str, ...]] = (*TrainOptions.FREE, "data_root")
+
     learning_rate: float = 3e-3
     warmup_epochs: int = 1
+    data: str = "digits"
+    data_root: str = "data"
+    image_size: int = 64
     width: int = 16
 
     def check(self) -> None:
         super().check()
+        check_choice("data", self.data, DATA)
+        check_at_least("image_size", self.image_size, 8)
         check_at_least("width", self.width, 1)
 
     def check_groups(self, of: int) -> None:

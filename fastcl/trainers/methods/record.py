@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from fastcl.trainers.options import TrainOptions
@@ -39,6 +39,10 @@ class Method:
     fast: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     extra: str = "train"
+
+    def option_names(self) -> tuple[str, ...]:
+        """What its options are called."""
+        return tuple(field.name for field in fields(self.options))
 
     def experiment(self, options: TrainOptions, seed: int) -> Experiment:
         """What a run of this method with this seed consists of."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fastcl.trainers.methods import METHODS
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -47,11 +49,26 @@ class Study:
     axis: str
     variants: tuple[Variant, ...]
 
+    def options(self) -> dict[str, type]:
+        """Those of ``OPTIONS`` that every method of the study has and some variant leaves open."""
+        methods = [METHODS[variant.method] for variant in self.variants]
+        return {
+            name: kind
+            for name, kind in self.OPTIONS.items()
+            if all(name in method.option_names() for method in methods)
+            and not all(name in variant.options for variant in self.variants)
+        }
+
 
 def _over(option: str, values: tuple, line: str = "SimCLR", method: str = "simclr", **fixed):
     return tuple(
         Variant(line, str(value) or "nothing", method, {option: value, **fixed}) for value in values
     )
+
+
+def _equal_steps(b: int) -> dict[str, int]:
+    """Ten blocks of b and their anchors in every step, and as many steps for every b."""
+    return {"block": b, "batch_size": 10 * (b + 1), "epochs": 4 * (b + 1)}
 
 
 _DIGITS = ("RandomAffine", "RandomElasticTransform", "RandomContrast", "RandomGaussianNoise",
@@ -138,17 +155,21 @@ STUDIES = {
         ),
         Study(
             "block",
-            "Block contrastive: size of the blocks",
+            "Block contrastive: size of the blocks, the steps being the same",
             "how many similar samples are averaged (Arora's block loss)",
             "samples of a block",
-            tuple(
-                Variant("block", str(b), "block", {"block": b, "batch_size": 10 * (b + 1)})
-                for b in (1, 2, 5, 10)
-            ),
+            tuple(Variant("block", str(b), "block", _equal_steps(b)) for b in (1, 2, 5, 10)),
+        ),
+        Study(
+            "captioning",
+            "Captioning: when contrast takes over from maximum likelihood",
+            "whether contrast is worth its epochs (captioning)",
+            "epochs of maximum likelihood first (16: nothing else)",
+            _over("mle_epochs", (4, 8, 12, 16), "captioner", "captioning"),
         ),
         Study(
             "sources",
-            "Where negatives come from",
+            "Where negatives come from, the epochs being the same",
             "the batch end to end (SimCLR), a memory bank (InstDisc) or a queue (MoCo)",
             "negatives",
             (
