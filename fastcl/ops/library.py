@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .checks import autocast_enabled
+from .checks import autocast_enabled, recordable
 from .registry import Call, run
 
 _library = torch.library.Library("fastcl", "FRAGMENT")
@@ -113,7 +113,9 @@ def _differentiable(compute: Callable, setup_context: Callable, backward: Callab
         if torch.is_grad_enabled() and any(
             isinstance(a, Tensor) and a.requires_grad for a in arguments
         ):
-            return function.apply(*arguments)
+            return function.apply(
+                *(recordable(a) if isinstance(a, Tensor) else a for a in arguments)
+            )
         return compute(*arguments)
 
     return differentiable
