@@ -325,6 +325,20 @@ def test_ids_of_any_integer_kind(dtype):
         torch.testing.assert_close(call(ids.to(dtype)), call(ids))
 
 
+def test_labels_that_differ_in_the_highest_bit():
+    """Half of all int64 labels cannot be doubled, which tells two kinds of anchors apart."""
+    z, small = torch.randn(2, 8, 4), torch.tensor([0, 1, 1, 2, 0, 2, 3, 3])  # one positive each
+    labels = torch.tensor([7, 7 - 2**63, 2**62, -(2**62)])[small]
+    for call in (
+        lambda labels: f.sup_con(z[0], labels),
+        lambda labels: f.sup_con(z[0], labels, form="in"),
+        lambda labels: f.domain_sup_con(z[0], z[1], labels, labels.roll(1)),
+        lambda labels: f.mined_triplet(z[0], labels),
+        lambda labels: f.nt_xent(z[0], z[1], ids=labels),
+    ):
+        torch.testing.assert_close(call(labels), call(small))
+
+
 @pytest.mark.parametrize("kind", ["sparse", "complex", "nested"])
 def test_other_kinds_of_tensors_are_refused_by_name(kind):
     bad = {
