@@ -34,8 +34,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses.common import check_vector, scale_of, stored_rows, unit_rows
-from ..ops.checks import autocast_enabled, check_same_width, precision_of
+from ..losses.common import check_binary, check_vector, scale_of, stored_rows, unit_rows
+from ..ops.checks import autocast_enabled, check_features, check_same_width, precision_of
+from ..ops.pairs import describe
 from ..ops.registry import accumulator
 from .pairwise import (
     Candidates,
@@ -129,6 +130,8 @@ class _ByLabel:
         serve; pairs at the offsets ``skip`` from ``ref_emb`` are of a row with itself."""
         served = (
             self._serves()
+            and not _is_empty(embeddings)
+            and not _is_empty(ref_emb)
             and _is_labels(labels)
             and (ref_labels is None or _is_labels(ref_labels))
             and self.embedding_regularizer is None
@@ -162,6 +165,11 @@ class _ByLabel:
 
 def _is_labels(labels) -> bool:
     return isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() == 1
+
+
+def _is_empty(x) -> bool:
+    """No rows, of which the peer makes a loss of 0."""
+    return isinstance(x, Tensor) and x.dim() == 2 and x.shape[0] == 0
 
 
 def _widened(x):
@@ -301,7 +309,8 @@ class ContrastiveLoss(_DistanceByLabel, _base.ContrastiveLoss):
             return [None, None]
         if type(self.reducer) is not _reducers.MultipleReducers:
             return [self.reducer]
-        parts, default = dict(self.reducer.reducers), self.reducer.default_reducer
+        # a module dict is not a mapping for torch.compile, its items are
+        parts, default = dict(self.reducer.reducers.items()), self.reducer.default_reducer
         return [parts.get(name, default) for name in _SUB_LOSSES]
 
     def _serves(self):
@@ -381,13 +390,16 @@ class CrossBatchMemory(_base.CrossBatchMemory):
         Args:
             indices_tuple: further pairs or triplets, of the batch.
             enqueue_mask: [N] booleans; marked rows are enqueued, the others are the anchors.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong dtype, shape or device.
         """
         served = (
             isinstance(self.loss, _ByLabel)
             and self.miner is None
             and indices_tuple is None
             and not self.collect_stats
-            and (enqueue_mask is not None or len(embeddings) <= self.memory_size)
+            and self._fits(embeddings, labels, enqueue_mask)
             and self.loss._candidates(embeddings[:1], labels[:1], None, None) is not None
         )
         if not served:
@@ -401,7 +413,7 @@ class CrossBatchMemory(_base.CrossBatchMemory):
             self.add_to_memory(embeddings, labels, len(embeddings))
             skip = (begin, begin - self.memory_size)  # where each row went, wrapped around or not
         else:
-            mask = enqueue_mask
+            mask = enqueue_mask != 0
             self.add_to_memory(embeddings[mask], labels[mask], int(mask.sum()))
             embeddings, labels = embeddings[~mask], labels[~mask]
         held = self.memory_size if self.has_been_filled else self.queue_idx
@@ -411,6 +423,26 @@ class CrossBatchMemory(_base.CrossBatchMemory):
             embeddings, labels, memory, self.label_memory[:held].clone(), skip
         )
         return self.loss._of(pairs, _precision(embeddings, memory)).to(embeddings.dtype)
+
+    def _fits(self, embeddings, labels, enqueue_mask) -> bool:
+        """Whether there are anchors and room; else the peer's code has its own answer.
+
+        Raises:
+            TypeError, ValueError: what would leave the memory half written.
+        """
+        check_features(embeddings, "embeddings")
+        if not _is_labels(labels):
+            return False
+        check_vector(labels.to(embeddings.device), "labels", len(embeddings), embeddings)
+        if embeddings.shape[1] != self.embedding_size:
+            raise ValueError(
+                f"embeddings {describe(embeddings)}; expected width {self.embedding_size}, the "
+                "embedding_size of the memory"
+            )
+        if enqueue_mask is None:
+            return len(embeddings) <= self.memory_size
+        mask = check_binary(enqueue_mask, "enqueue_mask", embeddings.shape[:1], embeddings)
+        return not bool(mask.all())
 
 
 class SelfSupervisedLoss(_base.SelfSupervisedLoss):

@@ -42,7 +42,7 @@ SUITES = {
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_suite(name):
+def test_suite(name, capsys):
     checkout = Path(os.environ["FASTCL_PEERS"], name)
     if not checkout.is_dir():
         pytest.skip(f"no checkout {checkout}")
@@ -56,5 +56,6 @@ def test_suite(name):
     result = subprocess.run(
         command, cwd=checkout, env={**os.environ, **settings}, capture_output=True, text=True
     )
-    print(*result.stdout.splitlines()[-3:], sep="\n")
+    with capsys.disabled():
+        print(f"\n{name}:", *result.stdout.splitlines()[-2:], sep="\n")
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-3000:]
