@@ -61,7 +61,9 @@ class _RankedLoss(CompatLoss):
 
 def _untouched(loss: Tensor, logit_bias) -> Tensor:
     """``loss`` with a zero gradient for a bias that it does not depend on, as DDP needs."""
-    return loss if logit_bias is None else loss + 0.0 * torch.as_tensor(logit_bias).sum().to(loss)
+    if logit_bias is None:
+        return loss
+    return loss + 0.0 * as_scalar(logit_bias, "logit_bias", loss, loss.dtype)
 
 
 class ClipLoss(_RankedLoss):

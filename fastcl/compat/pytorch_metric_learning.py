@@ -35,9 +35,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses.common import check_binary, check_vector, scale_of, stored_rows, unit_rows
-from ..ops.checks import autocast_enabled, check_features, check_same_width, precision_of
+from ..ops.checks import (
+    autocast_enabled,
+    check_dense,
+    check_features,
+    check_same_width,
+    precision_of,
+)
 from ..ops.pairs import describe
-from ..ops.registry import accumulator
+from ..ops.registry import FLOATS, accumulator
 from .pairwise import (
     Candidates,
     Sums,
@@ -116,6 +122,9 @@ class _ByLabel:
                 (looked at where that is free, on a CPU).
             ImportError: the peer's code is needed and is not installed.
         """
+        _check_kinds(embeddings, labels)
+        if ref_emb is not None:
+            _check_kinds(ref_emb, ref_labels, "ref_emb", "ref_labels")
         pairs = None
         if indices_tuple is None and (ref_emb is None) == (ref_labels is None):
             pairs = self._candidates(embeddings, labels, ref_emb, ref_labels)
@@ -141,12 +150,10 @@ class _ByLabel:
             return None
         queries = self._rows(embeddings, "embeddings")
         if ref_emb is None:
-            ids = check_vector(labels.to(queries.device), "labels", len(queries), queries)
-            return Candidates(queries, ids, None, None)
+            return Candidates(queries, _ids(labels, "labels", queries), None, None)
         keys = self._rows(ref_emb, "ref_emb")
         check_same_width(queries, keys, "embeddings", "ref_emb")
-        ids = check_vector(labels.to(queries.device), "labels", len(queries), queries)
-        key_ids = check_vector(ref_labels.to(keys.device), "ref_labels", len(keys), keys)
+        ids, key_ids = _ids(labels, "labels", queries), _ids(ref_labels, "ref_labels", keys)
         if ref_labels is labels:  # as the peer tells that anchors are compared with themselves
             skip = (0,)
         return Candidates(queries, ids, keys, key_ids, skip)
@@ -163,8 +170,26 @@ class _ByLabel:
         raise NotImplementedError
 
 
+def _check_kinds(rows, labels, of_rows: str = "embeddings", of_labels: str = "labels") -> None:
+    """What neither this nor the peer's code takes, refused by name."""
+    if not isinstance(rows, Tensor) or rows.dtype not in FLOATS:
+        raise TypeError(f"{of_rows} {describe(rows)}; expected a [N, D] tensor of floats")
+    check_dense(rows, of_rows)
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{of_labels} {describe(labels)}; expected a tensor, a label for each row")
+    check_dense(labels, of_labels)
+    if labels.dim() != 1 or labels.is_meta != rows.is_meta:
+        raise ValueError(f"{of_labels} {describe(labels)}; expected a label for each row")
+
+
 def _is_labels(labels) -> bool:
     return isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() == 1
+
+
+def _ids(labels: Tensor, name: str, rows: Tensor) -> Tensor:
+    return check_vector(labels.to(rows.device), name, len(rows), rows).to(torch.int64)
 
 
 def _is_empty(x) -> bool:
@@ -431,6 +456,9 @@ class CrossBatchMemory(_base.CrossBatchMemory):
             TypeError, ValueError: what would leave the memory half written.
         """
         check_features(embeddings, "embeddings")
+        if labels is None:
+            raise TypeError("labels is None; expected a tensor, a label for each row")
+        _check_kinds(embeddings, labels)
         if not _is_labels(labels):
             return False
         check_vector(labels.to(embeddings.device), "labels", len(embeddings), embeddings)
@@ -464,7 +492,18 @@ class SelfSupervisedLoss(_base.SelfSupervisedLoss):
         self.symmetric = symmetric
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
-        """The loss of two views [N, D]."""
+        """The loss of two views [N, D].
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong dtype, shape or device.
+        """
+        _check_kinds(embeddings, None)
+        _check_kinds(ref_emb, None, "ref_emb")
+        if embeddings.shape != ref_emb.shape or embeddings.device != ref_emb.device:
+            raise ValueError(
+                f"ref_emb {describe(ref_emb)}; expected shape {tuple(embeddings.shape)} on "
+                f"{embeddings.device}, like embeddings"
+            )
         labels = torch.arange(embeddings.shape[0], device=embeddings.device)
         if self.symmetric:
             return self.loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, labels]))

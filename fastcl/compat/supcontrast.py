@@ -18,9 +18,16 @@ import torch
 from torch import Tensor
 
 from .. import functional as f
-from ..losses.common import check_positive, check_vector, scale_of, softmax_loss, unit_rows
+from ..losses.common import (
+    can_look,
+    check_positive,
+    check_vector,
+    scale_of,
+    softmax_loss,
+    unit_rows,
+)
 from ..ops import Pairs, similarity_logsumexp
-from ..ops.checks import precision_of
+from ..ops.checks import check_dense, precision_of, recordable
 from ..ops.pair_sums import numbered, pair_sums
 from ..ops.pairs import describe
 from .common import CompatLoss
@@ -72,10 +79,12 @@ class SupConLoss(CompatLoss):
             TypeError, ValueError: an argument of the wrong dtype, shape, device or range; both
                 labels and mask; NaN or infinity (looked at where that is free, on a CPU).
         """
-        if not isinstance(features, Tensor) or features.dim() < 3:
+        if isinstance(features, Tensor):
+            check_dense(features, "features")
+        if not isinstance(features, Tensor) or features.dim() < 3 or 0 in features.shape:
             raise ValueError(
-                f"features {describe(features)}; `features` needs to be [B, V, ...], at least 3 "
-                "dimensions are required"
+                f"features {describe(features)}; expected [B, V, ...], at least 3 dimensions and "
+                "none empty"
             )
         if labels is not None and mask is not None:
             raise ValueError("Cannot define both `labels` and `mask`; expected one of them")
@@ -128,9 +137,14 @@ def _masked(anchors: Tensor, keys: Tensor, mask: Tensor, batch: int) -> tuple[Te
 
     Sums over views come first, so that the mask is used as it came.
     """
-    if not isinstance(mask, Tensor) or mask.shape != (batch, batch):
+    if not isinstance(mask, Tensor) or mask.is_complex():
+        raise TypeError(f"mask {describe(mask)}; expected a tensor of real numbers")
+    check_dense(mask, "mask")
+    if mask.shape != (batch, batch) or mask.is_meta != keys.is_meta:
         raise ValueError(f"mask {describe(mask)}; expected shape ({batch}, {batch})")
-    mask = mask.to(keys)
+    mask = recordable(mask).to(keys)
+    if can_look(mask) and not bool(torch.isfinite(mask).all()):
+        raise ValueError("mask holds NaN or infinity; expected finite numbers")
     views = keys.shape[0] // batch
     rounds = anchors.shape[0] // batch
     sums = mask @ keys.view(views, batch, -1).sum(0)

@@ -17,6 +17,7 @@ from ..ops.checks import (
     check_dense,
     check_features,
     check_same_shape,
+    is_number,
     precision_of,
     recordable,
 )
@@ -307,8 +308,7 @@ def _positive(value: float | Tensor, name: str) -> float | Tensor:
     if not isinstance(value, Tensor):
         check_positive(value, name)
         return value
-    dense = value.layout == torch.strided and not value.is_nested and not value.is_quantized
-    real = dense and value.numel() == 1 and not value.is_complex()
+    real = is_number(value)
     if not real or (can_look(value) and not 0.0 < float(value.detach()) < math.inf):
         came = f"is {value.detach()}" if real else describe(value)
         raise ValueError(f"{name} {came}; expected one positive number")

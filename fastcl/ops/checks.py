@@ -143,6 +143,13 @@ def precision_of(
     return precision
 
 
+def is_number(value: Tensor) -> bool:
+    """Whether a tensor is one real number of a dtype to compute with."""
+    odd = value.is_floating_point() or value.is_complex() or value.is_quantized
+    dense = value.layout == torch.strided and not value.is_nested
+    return dense and value.numel() == 1 and (value.dtype in FLOATS or not odd)
+
+
 def as_scalar(value, name: str, like: Tensor, precision: torch.dtype) -> Tensor:
     """A number or one-element tensor as a 0-dim tensor in the accumulator's dtype.
 
@@ -154,6 +161,6 @@ def as_scalar(value, name: str, like: Tensor, precision: torch.dtype) -> Tensor:
         raise TypeError(f"{name} {describe(value)}; expected a number or a one-element tensor")
     if not isinstance(value, Tensor):
         return torch.full((), cast(float, value), dtype=dtype, device=like.device)
-    if value.numel() != 1 or value.is_meta != like.is_meta:  # no number can come from there
+    if not is_number(value) or value.is_meta != like.is_meta:  # no number can come from there
         raise ValueError(f"{name} {describe(value)}; expected a number or a one-element tensor")
-    return value.reshape(()).to(device=like.device, dtype=dtype)
+    return recordable(value).reshape(()).to(device=like.device, dtype=dtype)
