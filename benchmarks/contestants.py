@@ -187,7 +187,7 @@ def _linear_clip(case: Case) -> Step:
 
 
 def _linear_queue(case: Case) -> Step:
-    # its default takes one row at a time here, forty times slower
+    # its default takes one row at a time here
     options = nn.LinearCrossEntropyOptions(batch_chunk_size=64, chunking_method=None)
 
     def step(q, k, queue):

@@ -6,4 +6,6 @@ product     weights times rows: every backward, a queue's forward, sums
 topk        selections
 normalize   unit rows
 configs     tiles, warps and stages, from the table in ``configs.json``
+problem     operands as the kernels read them, and the tile they run with
+launch      grids, slots for partial results and their sum
 """

@@ -11,8 +11,10 @@ The weight is a function of the score and of one or two numbers per row and colu
     softplus ...    phi(s), a forward that only sums
     d_softplus ...  gain * phi'(s), gains of the side GAIN
 
-t is the score in log2 units. :func:`product` multiplies in the tile; for rows too wide for that,
-:func:`write_weights` writes a chunk of W, and a library's matrix product does the rest.
+t is the score in UNITs: 1 / ln 2 for exponentials, for which t is a log2, and 1 for the others.
+Gains and shifts that a weight does not use are None. :func:`product` multiplies in the tile; for
+rows too wide for that, :func:`write_weights` writes a chunk of W, and a library's matrix product
+does the rest.
 """
 
 import triton
@@ -106,16 +108,15 @@ def _weight(
 
 @triton.jit
 def _vectors(
-    start, size, bias, gain, shift, BIAS: tl.constexpr, GAIN: tl.constexpr, SHIFT: tl.constexpr,
-    UNIT: tl.constexpr, ROWS: tl.constexpr,
+    start, size, bias, gain, shift, BIAS: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
-    """Bias, gain and shift of a block; 0 for those that the weight does not use."""
+    """Bias, gain and shift of a block; 0 for those that are not given."""
     b, g, m = 0.0, 0.0, 0.0
     if BIAS:
         b = load_vector(bias, start, size, ROWS) * UNIT
-    if GAIN:
+    if gain is not None:
         g = load_vector(gain, start, size, ROWS)
-    if SHIFT:
+    if shift is not None:
         m = load_vector(shift, start, size, ROWS)
     return b, g, m
 
@@ -135,19 +136,14 @@ def _tile(
         held, own, first, size_own, other, start, size_other, D, BD, OWN, OTHER,
         PRECISION, EMULATE, "rows",
     )  # fmt: skip
-    OTHER_GAIN: tl.constexpr = (
-        WEIGHT == "other" or WEIGHT == "both_fixed" or WEIGHT == "both_online" or GAIN == "other"
-    )
-    OTHER_SHIFT: tl.constexpr = WEIGHT == "other" or WEIGHT == "both_online"
     b, g, m = _vectors(
-        start, size_other, other_bias, other_gain, other_shift, OTHER_BIAS, OTHER_GAIN,
-        OTHER_SHIFT, UNIT, OTHER,
-    )  # fmt: skip
+        start, size_other, other_bias, other_gain, other_shift, OTHER_BIAS, UNIT, OTHER
+    )
     if OTHER_BIAS:
         b = b[None, :]
-    if OTHER_GAIN:
+    if other_gain is not None:
         g = g[None, :]
-    if OTHER_SHIFT:
+    if other_shift is not None:
         m = m[None, :]
     w, t = _weight(
         s, scale, away, offset, own_bias, b, own_gain, g, own_shift, m,
@@ -169,19 +165,15 @@ def _tile(
 @triton.jit
 def _own_side(
     first, size, bias, gain, shift, ids, BIAS: tl.constexpr, RELATION: tl.constexpr,
-    WEIGHT: tl.constexpr, GAIN: tl.constexpr, UNIT: tl.constexpr, OWN: tl.constexpr,
+    UNIT: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
     """Indices, ids and vectors of the own block as columns [OWN, 1]."""
-    OWN_GAIN: tl.constexpr = (
-        WEIGHT == "own" or WEIGHT == "both_fixed" or WEIGHT == "both_online" or GAIN == "own"
-    )
-    OWN_SHIFT: tl.constexpr = WEIGHT == "own" or WEIGHT == "both_online"
-    b, g, m = _vectors(first, size, bias, gain, shift, BIAS, OWN_GAIN, OWN_SHIFT, UNIT, OWN)
+    b, g, m = _vectors(first, size, bias, gain, shift, BIAS, UNIT, OWN)
     if BIAS:
         b = b[:, None]
-    if OWN_GAIN:
+    if gain is not None:
         g = g[:, None]
-    if OWN_SHIFT:
+    if shift is not None:
         m = m[:, None]
     own_ids = 0
     if RELATION != "any":
@@ -217,9 +209,9 @@ def product(
     skip0, skip1, skip2,
     D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
     OWN_BIAS: tl.constexpr, OTHER_BIAS: tl.constexpr, RELATION: tl.constexpr,
-    SKIPS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr, PRODUCT: tl.constexpr,
-    ROW_SUM: tl.constexpr, MAXIMA: tl.constexpr, FACTOR: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+    SKIPS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr, UNIT: tl.constexpr,
+    PRODUCT: tl.constexpr, ROW_SUM: tl.constexpr, MAXIMA: tl.constexpr, FACTOR: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
     """Slots of out [splits, N, D], row_sums [splits, N] and tops [splits, N].
 
@@ -239,11 +231,6 @@ def product(
     if WEIGHT == "both_online":
         if shift == shift:
             return
-    EXPONENTIAL: tl.constexpr = (
-        WEIGHT == "exp" or WEIGHT == "own" or WEIGHT == "other" or WEIGHT == "both_fixed"
-        or WEIGHT == "both_online"
-    )  # fmt: skip
-    UNIT: tl.constexpr = 1.4426950408889634 if EXPONENTIAL else 1.0
     first = tl.program_id(0) * OWN
     split = tl.program_id(1)
     splits = tl.num_programs(1)
@@ -252,9 +239,8 @@ def product(
     if BD == D:
         held = load_rows(own, first, size_own, 0, D, D, OWN)
     own_index, ids, bias, gain, level = _own_side(
-        first, size_own, own_bias, own_gain, own_shift, own_ids, OWN_BIAS, RELATION, WEIGHT,
-        GAIN, UNIT, OWN,
-    )  # fmt: skip
+        first, size_own, own_bias, own_gain, own_shift, own_ids, OWN_BIAS, RELATION, UNIT, OWN
+    )
     total = tl.zeros([OWN, D if PRODUCT else 16], tl.float32)
     row_sum = tl.zeros([OWN], tl.float32)
     top = tl.full([OWN], -NEVER, tl.float32)
@@ -306,7 +292,7 @@ def write_weights(
     skip0, skip1, skip2,
     D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
     OWN_BIAS: tl.constexpr, OTHER_BIAS: tl.constexpr, RELATION: tl.constexpr,
-    SKIPS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr,
+    SKIPS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
     """W of own rows [begin, begin + rows) against all others, as out [rows, M] in out's dtype.
@@ -322,19 +308,14 @@ def write_weights(
     if WEIGHT == "both_online":
         if shift == shift:
             return
-    EXPONENTIAL: tl.constexpr = (
-        WEIGHT == "own" or WEIGHT == "other" or WEIGHT == "both_fixed" or WEIGHT == "both_online"
-    )
-    UNIT: tl.constexpr = 1.4426950408889634 if EXPONENTIAL else 1.0
     first = begin + tl.program_id(0) * OWN
     start = tl.program_id(1) * OTHER
     held = own
     if BD == D:
         held = load_rows(own, first, size_own, 0, D, D, OWN)
     own_index, ids, bias, gain, level = _own_side(
-        first, size_own, own_bias, own_gain, own_shift, own_ids, OWN_BIAS, RELATION, WEIGHT,
-        GAIN, UNIT, OWN,
-    )  # fmt: skip
+        first, size_own, own_bias, own_gain, own_shift, own_ids, OWN_BIAS, RELATION, UNIT, OWN
+    )
     w, _ = _tile(
         held, first, start, 0.0, own_index, ids, bias, gain, level, own, other,
         tl.load(scale) * UNIT, shift, other_bias, other_gain, other_shift, other_ids, size_own,

@@ -46,7 +46,7 @@ def linear_probe(
 
     generator = np.random.default_rng(seed)
     accuracies = []
-    # The products inside are so small that handing them to threads costs ten times the work.
+    # The products inside are so small that handing them to threads costs more than the work.
     with threadpool_limits(limits=1, user_api="blas"):
         for _ in range(draws if labels_per_class else 1):
             chosen = _draw(train_labels, labels_per_class, generator)

@@ -233,6 +233,7 @@ class CMCLoss(TemperatureLoss):
     """
 
     described = ("form", "negatives")
+    has_metrics = False
 
     def __init__(
         self,
@@ -249,11 +250,8 @@ class CMCLoss(TemperatureLoss):
     ):
         super().__init__(temperature, **options)
         _check_form(form, False)
-        if views < 2 or self.return_metrics:
-            raise ValueError(
-                f"views is {views}, return_metrics is {self.return_metrics}; expected at least 2 "
-                "views and no metrics"
-            )
+        if views < 2:
+            raise ValueError(f"views is {views}; expected at least 2")
         self.form = form
         self.negatives = negatives
         self.banks: Any = nn.ModuleList(

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from .common import check_choice, is_transformed
 
 DISTANCES = ("squared", "euclidean")
-# Numbers in a block, of which about ten arrays exist at a time. On two cores' CPU 2^19 were no
-# faster than 2^17 (``mined_triplet`` of 4096 rows). Accelerators want few launches.
+# Numbers in a block, of which about ten arrays exist at a time. On a CPU they
+# should stay in cache; accelerators want few launches.
 _BLOCK = {"cpu": 2**17}
 _BLOCK_ELSEWHERE = 2**22
 
@@ -86,7 +86,7 @@ def by_blocks(
     blocks = [range(i, min(i + size, n)) for i in range(0, n, size)]
     if torch.compiler.is_compiling():
         # Dynamo traces no backward that itself differentiates. (In eager mode the graph of
-        # checkpoints pins freed blocks: on a CPU that costs ten times the memory that is alive.)
+        # checkpoints pins freed blocks, many times the memory that is alive.)
         parts = [
             checkpoint(function, block, *inputs, use_reentrant=False, preserve_rng_state=False)
             for block in blocks

@@ -99,7 +99,7 @@ class _Registry:
 
 _REGISTRY = _Registry()
 
-# Kept exponentials may take this much; above it they are recomputed (DESIGN section 1).
+# Kept exponentials may take this much; above it they are recomputed.
 _DEFAULT_WORKSPACE = 64 * 2**20
 _workspace_bytes = _DEFAULT_WORKSPACE
 

@@ -88,6 +88,7 @@ class Report:
 
 def record(arch: int, quick: bool) -> list[Launch]:
     """The distinct launches of the Triton backend on compute capability ``arch``."""
+    from fastcl.kernels import launch, problem
     from triton.runtime.jit import JITFunction
 
     from fastcl.ops import triton as backend
@@ -98,7 +99,7 @@ def record(arch: int, quick: bool) -> list[Launch]:
     def run(self, *args, grid, warmup, **kwargs):
         launches[_describe(self, args, kwargs, claimed)] = None
 
-    config = backend._Problem.config
+    config = problem.Problem.config
 
     def remember(self, kernel):
         entry = config(self, kernel)
@@ -106,14 +107,14 @@ def record(arch: int, quick: bool) -> list[Launch]:
         claimed[names.get(kernel, kernel)] = entry.programs
         return entry
 
-    original = JITFunction.run, backend._device, backend._matmul, config
-    JITFunction.run, backend._Problem.config = run, remember
-    backend._device = lambda index: (arch, 132)
-    backend._matmul = lambda a, b: a.new_empty(a.shape[0], b.shape[1], dtype=a.dtype).float()
+    original = JITFunction.run, problem.device, launch.matmul, config
+    JITFunction.run, problem.Problem.config = run, remember
+    problem.device = lambda index: (arch, 132)
+    launch.matmul = lambda a, b: a.new_empty(a.shape[0], b.shape[1], dtype=a.dtype).float()
     try:
         _exercise(backend, quick)
     finally:
-        JITFunction.run, backend._device, backend._matmul, backend._Problem.config = original
+        JITFunction.run, problem.device, launch.matmul, problem.Problem.config = original
     return list(launches)
 
 
@@ -175,7 +176,7 @@ def _exercise(backend, quick: bool) -> None:
         logsumexp(q, k, None, diagonal, False, needs=gradients)  # InfoNCE
         logsumexp(q, k, bias, different, True, maxima=True, needs=everything[:4])
         logsumexp(q, k, None, same, False, maxima=True, save="mean_keys")
-        with _small_slots(backend):
+        with _small_slots():
             logsumexp(q, None, None, views, False)
             logsumexp(q, k, None, diagonal, True, maxima=True)
         for phi in ("softplus", "relu", "relu_squared") if width == 128 else ("softplus",):
@@ -204,8 +205,10 @@ def _forms(torch):
 class _small_slots:
     """Let several blocks share a slot, as they do at 46000 rows."""
 
-    def __init__(self, backend):
-        self.rules = backend._kernels().configs.RULES
+    def __init__(self):
+        from fastcl.kernels.configs import RULES
+
+        self.rules = RULES
 
     def __enter__(self):
         self.kept, self.rules["slot_bytes"] = self.rules["slot_bytes"], 1

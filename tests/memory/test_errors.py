@@ -38,6 +38,8 @@ Z = torch.randn(4, 3)
         (lambda q: MemoryBank(9, 3).update(torch.arange(3), Z), ValueError, "indices .* expected 4 integers"),
         (lambda q: MemoryBank(9, 3, momentum=2.0), ValueError, "momentum is 2.0"),
         (lambda q: CMCLoss(9, 3)(Z, indices=torch.arange(4)), ValueError, "features came 1; expected 2 views"),
+        (lambda q: CMCLoss(9, 3, views=1), ValueError, "views is 1; expected at least 2"),
+        (lambda q: CMCLoss(9, 3, return_metrics=True), ValueError, "return_metrics is True; expected False, since CMCLoss has none"),
     ],
 )  # fmt: skip
 def test_error(call, error, message):

@@ -97,6 +97,7 @@ def test_cut_and_foreign_idx_files_are_named(tmp_path, damage, message):
     [
         ({b"data": np.zeros((2, 3072), np.uint8)}, "data_batch_2: expected labels, a list of int"),
         ({b"data": np.zeros((2, 9), np.uint8), b"labels": [0, 0]}, "data_batch_2: expected data"),
+        ({b"data": np.zeros((1, 3072)), b"labels": [0]}, "data_batch_2: expected data of N x"),
         ({b"labels": [0, 0]}, "data_batch_2: expected data of N x 3072"),
         ({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, "labels of 10 classes, got 1"),
     ],

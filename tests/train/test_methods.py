@@ -134,15 +134,25 @@ def test_moco_scores_queries_against_the_queue_as_it_was(monkeypatch):
     assert all(parameter.grad is None for parameter in module.key_encoder.parameters())
 
 
-def test_moco_does_not_push_an_image_from_its_own_stale_key():
-    from fastcl.trainers.moco import MoCo
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_moco_does_not_push_an_image_from_its_own_stale_key(monkeypatch, symmetric):
+    """Features are the two pixels; the queue holds a key of each image, equal to it."""
+    from fastcl.trainers import moco
 
-    torch.manual_seed(0)
-    module = MoCo(SmallCNN(width=4), LinearHead(64, 8), nn.Identity(), out_features=8, queue_size=9)
-    module.loss.queue.enqueue(F.normalize(torch.randn(1, 8), dim=1), torch.tensor([5]))
-    query, key = torch.randn(1, 8), torch.randn(1, 8)
-    loss, _ = module.loss(query, key, ids=torch.tensor([5]))
-    assert loss == 0
+    class Twice(nn.Module):
+        def forward(self, images):
+            return images, images
+
+    monkeypatch.setattr(moco, "log_batch", lambda *args: None)
+    module = moco.MoCo(
+        nn.Flatten(), nn.Identity(), Twice(), out_features=2, queue_size=9, temperature=0.5,
+        symmetric=symmetric,
+    )  # fmt: skip
+    pixels, numbers = torch.eye(2), torch.tensor([5, 6])
+    module.loss.queue.enqueue(pixels, numbers)
+    loss = module.training_step((pixels.view(2, 1, 1, 2), numbers), 0)
+    # one negative is left, the other image's key, at a right angle
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-1 / 0.5)))
 
 
 def test_rotations_turn_counter_clockwise_in_order():

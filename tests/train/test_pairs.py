@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from fastcl.data.classes import ClassBalancedBatches
 from fastcl.data.pairs import PairBatches, draw_pairs
 from fastcl.evaluation import verification_auc, verification_roc
 from fastcl.trainers import METHODS, run
@@ -38,6 +39,31 @@ def test_pairs_are_what_they_say_and_every_partner_is_met():
         draw_pairs(torch.zeros(4).long(), np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"got 2 classes, the rarest with 1"):
         draw_pairs(torch.tensor([0, 0, 1]), np.random.default_rng(0))
+
+
+def test_class_balanced_batches():
+    labels = torch.tensor([0] * 7 + [1] * 9 + [2] * 8 + [3] * 12)
+    batches = ClassBalancedBatches(torch.arange(36), labels, 3, 4, seed=1)
+
+    def epoch(number):
+        batches.set_epoch(number)
+        return list(batches)
+
+    first = epoch(0)
+    assert len(first) == len(batches) == 3
+    for data, classes in first:
+        assert torch.equal(labels[data], classes)
+        assert len(data.unique()) == 12
+        groups = classes.view(3, 4)
+        assert (groups == groups[:, :1]).all()
+        assert len(groups[:, 0].unique()) == 3
+    again, other = epoch(0), epoch(1)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a[0], b[0]) for a, b in zip(first, other, strict=True))
+    with pytest.raises(ValueError, match=r"classes: expected from 2 to 4, got 5"):
+        ClassBalancedBatches(torch.arange(36), labels, 5, 4, 0)
+    with pytest.raises(ValueError, match=r"per_class: expected from 2 to 7 .*, got 8"):
+        ClassBalancedBatches(torch.arange(36), labels, 4, 8, 0)
 
 
 def test_batches_of_pairs_depend_on_seed_and_epoch_only():

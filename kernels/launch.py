@@ -1,0 +1,353 @@
+"""Launches of the kernels: slots for partial results, splits to fill the device, chunks of wide W.
+
+Schedules are fixed, so results repeat bit for bit; nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import configs, normalize, product, sweep, topk
+from .problem import Problem, ceil
+from .problem import floats as floats
+from .problem import held_width as held_width
+from .problem import unpad as unpad
+
+_LOG2E = math.log2(math.e)
+_EXPONENTIAL = (
+    "exp",
+    "own",
+    "other",
+    "both_fixed",
+    "both_online",
+)  # weights of scores in log2 units
+_ROOM = 14  # binary orders of magnitude that weights are lifted by, so that fp16 can hold them
+
+
+def mean_in_one_sweep(p: Problem) -> bool:
+    """fp16 cannot hold 2^(score - offset), and wide rows no accumulator: they take two sweeps."""
+    return not p.half and p.width <= p.held_width
+
+
+def logsumexp(p: Problem, offset: Tensor, symmetric: bool, columns: bool, maxima: bool):
+    """Log-sum-exps of rows and of columns, and the maxima of both; empty where not wanted."""
+    n, m = len(p.own), len(p.other)
+    both = columns or symmetric
+    config = p.config("sweep maxima" if maxima else "sweep")
+    slots = max(1, configs.RULES["slot_bytes"] // (4 * m)) if both else n
+    grouped = slots < ceil(n, config.own)
+    if grouped:  # a loop more, and registers for it
+        config = p.config("sweep maxima")
+    groups, splits = min(slots, ceil(n, config.own)), p.splits(config)
+    own_sum = p.new(splits, n)
+    own_max = p.new(splits, n) if maxima else own_sum
+    other_sum = p.new(groups, m) if both else own_sum
+    other_max = p.new(groups, m) if both and maxima else own_sum
+    if grouped:
+        other_sum.zero_()
+        if maxima:
+            other_max.fill_(-1e30)
+    bias = _side_of_bias(p)
+    sweep.sweep[(groups, splits)](
+        p.own.rows, p.other.rows, p.scale, p.other.bias, p.own.ids, p.other.ids,
+        own_sum, other_sum, own_max, other_max, offset,
+        REPEATS=config.fold, BIAS=bias, SYMMETRIC=symmetric, BOTH=both, MAXIMA=maxima,
+        GROUPED=grouped, **p.rule(), **p.tile(config),
+    )  # fmt: skip
+    triangle = config.own if symmetric and not grouped else 0
+    no_slots = (own_sum, own_max, 0)
+    of_own, of_other = (own_sum, own_max, splits), (other_sum, other_max, groups)
+    none = p.new(0)
+    rows, row_max, _ = _finish(
+        p, offset, of_own, of_other if symmetric else no_slots, maxima, triangle=triangle
+    )
+    if not columns or symmetric:
+        return rows, none, row_max, none.clone()
+    column_sums, column_max, _ = _finish(p.flip(), offset, no_slots, of_other, maxima)
+    return rows, column_sums, row_max, column_max
+
+
+def _finish(
+    p: Problem, offset: Tensor, own_slots, other_slots, maxima: bool, means=None, triangle: int = 0
+):
+    """Slots, each (sums, maxima, count), to log-sum-exps, maxima and softmax-weighted means."""
+    config = p.config("finish")
+    n = len(p.own)
+    logsum, largest = p.new(n), p.new(n if maxima else 0)
+    mean = p.new(0) if means is None else p.new(n, p.width)
+    bias = _side_of_bias(p)
+    sweep.finish[(ceil(n, config.own),)](
+        p.own.rows, p.other.rows, p.scale, p.own.bias if bias == "own" else p.other.bias,
+        p.own.ids, p.other.ids, own_slots[0], other_slots[0], own_slots[1], other_slots[1],
+        means, offset, logsum, largest, mean, own_count=own_slots[2], other_count=other_slots[2],
+        BIAS=bias, TRIANGLE=triangle, MAXIMA=maxima, MEAN=means is not None,
+        **p.rule(), **p.tile(config),
+    )  # fmt: skip
+    return logsum, largest, mean
+
+
+def _side_of_bias(p: Problem) -> str:
+    return "own" if p.own.bias is not None else "other" if p.other.bias is not None else "none"
+
+
+def logsumexp_and_mean(p: Problem, offset: Tensor, maxima: bool):
+    """Log-sum-exp and softmax-weighted mean of the other rows from one sweep."""
+    config = p.config("product")
+    splits = p.splits(config)
+    out, sums = p.new(splits, len(p.own), p.width), p.new(splits, len(p.own))
+    tops = p.new(splits, len(p.own)) if maxima else sums
+    _launch_product(
+        p, config, splits, Weights("exp"), offset=offset, out=out, row_sums=sums, tops=tops,
+        maxima=maxima,
+    )  # fmt: skip
+    return _finish(p, offset, (sums, tops, splits), (sums, tops, 0), maxima, means=out)
+
+
+def mean(p: Problem, logsum: Tensor, offset: Tensor) -> Tensor:
+    """Softmax-weighted mean of the other rows, given the log-sum-exps."""
+    empty = torch.isneginf(logsum)
+    gain = torch.where(empty, 0.0, 2.0**_ROOM)
+    shift = torch.where(empty, 0.0, logsum * _LOG2E)
+    factor = torch.full_like(p.scale, 2.0**-_ROOM)
+    weights = [Weights("own", own_gain=gain, own_shift=shift)]
+    return multiply(p, weights, offset, factor)[0]
+
+
+@dataclass
+class Weights:
+    """What W is made of; see :mod:`fastcl.kernels.product`."""
+
+    weight: str
+    gain: str = "none"
+    own_gain: Tensor | None = None
+    other_gain: Tensor | None = None
+    own_shift: Tensor | None = None
+    other_shift: Tensor | None = None
+    wide: bool = False  # W may leave the range of 16 bits and stays fp32
+
+    def arguments(self, p: Problem) -> dict[str, Any]:
+        return {
+            "own_bias": p.own.bias, "other_bias": p.other.bias, "own_gain": self.own_gain,
+            "other_gain": self.other_gain, "own_shift": self.own_shift,
+            "other_shift": self.other_shift, "own_ids": p.own.ids, "other_ids": p.other.ids,
+            "OWN_BIAS": p.own.bias is not None, "OTHER_BIAS": p.other.bias is not None,
+            "WEIGHT": self.weight, "GAIN": self.gain,
+            "UNIT": _LOG2E if self.weight in _EXPONENTIAL else 1.0,
+        }  # fmt: skip
+
+
+def _launch_product(
+    p: Problem, config, splits: int, weights: Weights, *, offset, factor=None, out=None,
+    row_sums=None, tops=None, maxima: bool = False,
+):  # fmt: skip
+    grid = (ceil(len(p.own), config.own), splits)
+    product.product[grid](
+        p.own.rows, p.other.rows, p.scale, offset, factor, out=out, row_sums=row_sums, tops=tops,
+        PRODUCT=out is not None, ROW_SUM=row_sums is not None, MAXIMA=maxima,
+        FACTOR=factor is not None, WIDE=weights.wide,
+        **weights.arguments(p), **p.rule(), **p.tile(config),
+    )  # fmt: skip
+
+
+def _add_slots(slots: Tensor, factor: Tensor | None = None) -> Tensor:
+    """Slots [count, ...] added in order."""
+    out = slots.new_empty(slots.shape[1:])
+    product.add_slots[(ceil(out.numel(), 1024),)](
+        slots, factor, out, slots.shape[0], out.numel(), FACTOR=factor is not None, BLOCK=1024
+    )
+    return out
+
+
+def multiply(
+    p: Problem, weights: list[Weights], offset: Tensor, factor: Tensor | None,
+    want_product: bool = True, want_sums: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """factor W k [N, D] and factor W 1 [N]; empty tensors for what is not wanted.
+
+    ``weights`` are forms of the same W of which one is valid: launches of the others return.
+    """
+    if p.width > p.held_width and want_product:
+        chunks = _weight_chunks(p, weights, offset)
+        weighted, total = p.new(len(p.own), p.width), p.new(len(p.own) if want_sums else 0)
+        for rows, w in chunks:
+            weighted[rows] = matmul(w, p.other.rows)
+            if want_sums:
+                total[rows] = w.sum(1, dtype=torch.float32)
+        if factor is not None:
+            weighted.mul_(factor)
+            total.mul_(factor)
+        return weighted, total
+    config = p.config("product")
+    splits = p.splits(config)
+    n = len(p.own)
+    out = p.new(splits, n, p.width) if want_product else None
+    sums = p.new(splits, n) if want_sums else None
+    for form in weights:
+        _launch_product(
+            p, config, splits, form, offset=offset, factor=factor if splits == 1 else None,
+            out=out, row_sums=sums,
+        )  # fmt: skip
+    weighted = total = p.new(0)
+    if out is not None:
+        weighted = out[0] if splits == 1 else _add_slots(out, factor)
+    if sums is not None:
+        total = _add_slots(sums, factor)
+    return weighted, total
+
+
+def _weight_chunks(p: Problem, weights: list[Weights], offset: Tensor):
+    """Own rows in chunks, as a slice, and W [rows, M] in the operands' dtype."""
+    config = p.config("weights")
+    n, m = len(p.own), len(p.other)
+    dtype = torch.float32 if weights[0].wide else p.own.rows.dtype
+    size = torch.empty((), dtype=dtype).element_size() * m
+    height = max(config.own, configs.RULES["chunk_bytes"] // size)
+    height = min(n, config.own * (height // config.own))
+    chunk = torch.empty(height, m, dtype=dtype, device=p.scale.device)
+    for begin in range(0, n, height):
+        rows = min(height, n - begin)
+        for form in weights:
+            product.write_weights[(ceil(rows, config.own), ceil(m, config.other))](
+                p.own.rows, p.other.rows, p.scale, offset, out=chunk, begin=begin, rows=rows,
+                **form.arguments(p), **p.rule(), **p.tile(config),
+            )  # fmt: skip
+        yield slice(begin, begin + rows), chunk[:rows]
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a b in fp32; 16-bit operands keep fp32 sums."""
+    if a.dtype != b.dtype:
+        b = b.to(a.dtype)
+    if a.dtype == torch.float32:
+        return torch.mm(a, b)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float())
+
+
+@dataclass
+class Gains:
+    """Per-row factors of the weights of one side, see ``kernels.product.gains``."""
+
+    gain: Tensor
+    shift: Tensor
+    ratio: Tensor
+
+
+def gains(p: Problem, grads: list[Tensor], logsums: list[Tensor], offset: Tensor):
+    """Factors of rows (and columns), and the unit [2] the weights were divided by."""
+    grads = [grad.contiguous() for grad in grads]
+    last = len(grads) - 1
+    programs = 16
+    tops = p.new(2 * programs)
+    product.largest_gradient[(programs,)](
+        grads[0], logsums[0], grads[last], logsums[last], tops,
+        grads[0].numel(), grads[last].numel() if last else 0, BLOCK=1024,
+    )  # fmt: skip
+    unit = p.new(2)
+    sides = []
+    for grad, logsum in zip(grads, logsums, strict=True):
+        side = Gains(*(torch.empty_like(logsum) for _ in range(3)))
+        product.gains[(ceil(grad.numel(), 1024),)](
+            grad, logsum, tops, p.scale, offset, side.gain, side.shift, side.ratio, unit,
+            grad.numel(), SLOTS=2 * programs, ROOM=_ROOM, BLOCK=1024,
+        )  # fmt: skip
+        sides.append(side)
+    return sides, unit
+
+
+def exponential_weights(own: Gains | None, other: Gains | None) -> list[Weights]:
+    """Forms of W = own gradients exp(s - own sums) + the same of the other side, as given."""
+    if own is not None and other is not None:
+        return [
+            Weights("both_fixed", own_gain=own.ratio, other_gain=other.ratio),
+            Weights(
+                "both_online", own_gain=own.gain, other_gain=other.gain, own_shift=own.shift,
+                other_shift=other.shift,
+            ),
+        ]  # fmt: skip
+    if own is not None:
+        return [Weights("own", own_gain=own.gain, own_shift=own.shift)]
+    assert other is not None
+    return [Weights("other", other_gain=other.gain, other_shift=other.shift)]
+
+
+def largest(p: Problem, k: int, below: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Indices and values [N, k or fewer] of the best other rows; -1 and -inf for none."""
+    config = p.config("topk")
+    length = 1 << (k - 1).bit_length()
+    n, splits = len(p.own), p.splits(config)
+    packed = torch.empty(n, splits * length, dtype=torch.int64, device=p.scale.device)
+    topk.topk[(ceil(n, config.own), splits)](
+        p.own.rows, p.other.rows, p.scale, p.other.bias, below, p.own.ids, p.other.ids,
+        packed, K=length, BIAS=p.other.bias is not None, BELOW=below is not None,
+        **p.rule(), **p.tile(config),
+    )  # fmt: skip
+    packed = packed.topk(min(k, packed.shape[1]), dim=1).values  # distinct, so no ties
+    ordered = (packed >> 32).to(torch.int32)
+    bits = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
+    values = bits.view(torch.float32)
+    indices = 0x7FFFFFFF - (packed & 0x7FFFFFFF)
+    return torch.where(torch.isneginf(values), -1, indices), values
+
+
+def _row_blocks(n: int, d: int) -> dict[str, int]:
+    block = min(1024, 1 << max(4, (d - 1).bit_length()))
+    rows = max(1, 2048 // block)
+    return {"BLOCK": block, "ROWS": rows, "num_warps": 4}
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``x`` with adjacent entries of a row; rows may be apart."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def unit_rows(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Unit rows [N, D] and what each row was multiplied with [N], fp32."""
+    n, d = x.shape
+    x = _rows(x)
+    y, factors = x.new_empty(n, d, dtype=torch.float32), x.new_empty(n, dtype=torch.float32)
+    blocks = _row_blocks(n, d)
+    normalize.forward[(ceil(n, blocks["ROWS"]),)](x, y, factors, n, x.stride(0), eps, d, **blocks)
+    return y, factors
+
+
+def unit_rows_backward(grad: Tensor, x: Tensor, y: Tensor, factors: Tensor, eps: float) -> Tensor:
+    n, d = x.shape
+    grad, out = _rows(grad), x.new_empty(n, d)
+    blocks = _row_blocks(n, d)
+    normalize.backward[(ceil(n, blocks["ROWS"]),)](
+        grad, y, factors, out, n, grad.stride(0), eps, d, **blocks
+    )
+    return out
+
+
+def unit_pairs(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit rows of ``a`` and then ``b`` [2 N, D], their dot products [N], and factors [2 N]."""
+    n, d = a.shape
+    a, b = _rows(a), _rows(b)
+    rows = a.new_empty(2 * n, d, dtype=torch.float32)
+    cosines, factors = rows.new_empty(n), rows.new_empty(2 * n)
+    blocks = _row_blocks(n, d)
+    normalize.pair_forward[(ceil(n, blocks["ROWS"]),)](
+        a, b, rows, cosines, factors, n, a.stride(0), b.stride(0), eps, d, **blocks
+    )
+    return rows, cosines, factors
+
+
+def unit_pairs_backward(
+    grad_rows, grad_cosines, a, b, rows, factors, eps: float
+) -> tuple[Tensor, Tensor]:
+    n, d = a.shape
+    out_a, out_b = a.new_empty(n, d), b.new_empty(n, d)
+    blocks = _row_blocks(n, d)
+    normalize.pair_backward[(ceil(n, blocks["ROWS"]),)](
+        grad_rows.contiguous(), grad_cosines.contiguous(), rows, factors, out_a, out_b, n,
+        eps, d, **blocks,
+    )  # fmt: skip
+    return out_a, out_b
