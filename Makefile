@@ -46,7 +46,7 @@ test-hostile: $(VENV)/.ready  ## thousands of drawn problems, new ones every tim
 	FASTCL_HOSTILE_EXAMPLES=$(or $(EXAMPLES),3000) $(BIN)/pytest tests/losses/test_hostile.py
 
 docs: $(VENV)/.ready  ## build/site: guides and the reference from docstrings, links checked
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with -q it counts no warnings
 
 # A CUDA build of torch, because torchvision's imports with no other; "===" leaves local builds such
 # as +cpu aside. fastcl is linked in, so that the checkout's folder `kernels` stays off the path.

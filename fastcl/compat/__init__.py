@@ -61,6 +61,8 @@ class Patch:
         self.peers = peers
 
     def __enter__(self) -> Patch:
+        if self.peers:  # once more where it was undone before
+            patch(*self.peers)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -106,7 +106,7 @@ def main(peer: str) -> int:
         print(f"{peer} cannot be imported here, so there is nothing to compare with: {error}")
         return 1
     print(f"fastcl beside {peer} {version}; errors relative to float64, value and gradient\n")
-    print(f"{'loss':<34}{'inputs':<12}{'fastcl':>18}{peer[:18]:>20}")
+    print(f"{'loss':<40}{'inputs':<12}{'fastcl':>18}{peer[:18]:>20}")
     disagreements = differs = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,7 +124,7 @@ def main(peer: str) -> int:
                 differs += off and not wrong
                 note = "   DISAGREES" if wrong else "   the library is off" if off else ""
                 cells = "".join(f"{x:10.1e}{y:9.1e}" for x, y in (a, b))
-                print(f"{contest.name:<34}{kind:<11}{cells}{note}")
+                print(f"{contest.name:<40}{kind:<11}{cells}{note}")
                 if wrong and isinstance(mine, str):
                     print(f"    fastcl: {mine}")
                 if off and isinstance(other, str):
@@ -301,5 +301,6 @@ def _solo() -> Iterator[Contest]:
     yield Contest(
         "mocov2plus_loss_func", "mocov2plus_loss_func",
         lambda c, x: c(x[0], x[1], _bank(x).to(x[0].dtype).T, 0.2),
-        lambda x: truth.moco(x[0], x[1], _bank(x), 0.2), unit=True, temperature=0.2,
+        lambda x: truth.moco(x[0], x[1], _bank(x), 0.2, normalize=False), unit=True,
+        temperature=0.2,
     )  # fmt: skip

@@ -13,18 +13,20 @@ Same constructors, values and gradients; no B x B or B x K matrix is formed. Wha
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional as f
 from ..distributed import rows_of
-from ..losses.common import Views, softmax_loss, unit_pair
+from ..losses.common import Views, check_number, softmax_loss, unit_pair
 from ..ops import similarity_logsumexp
-from ..ops.checks import check_features, precision_of
+from ..ops.checks import check_same_shape, precision_of
 from ..ops.pairs import describe
 from .common import CompatLoss, distributed_is_there, everyone, own_mean
 
@@ -38,6 +40,8 @@ __all__ = [
 
 
 def _check_temperature(temperature: float) -> None:
+    if not isinstance(temperature, Tensor):
+        check_number(temperature, "temperature")
     if abs(temperature) < 1e-8:
         raise ValueError(
             f"Illegal temperature: abs({temperature}) < 1e-8; expected a number further from 0"
@@ -65,7 +69,7 @@ class MemoryBankModule(nn.Module):
         feature_dim_first: return the bank as [D, K] rather than [K, D].
 
     Raises:
-        ValueError: a negative size.
+        TypeError: a size that is no integer or several. ValueError: a negative size, or none.
     """
 
     bank: Tensor
@@ -78,7 +82,14 @@ class MemoryBankModule(nn.Module):
         feature_dim_first: bool = True,
     ):
         super().__init__()
-        self.size = (size,) if isinstance(size, int) else tuple(size)
+        sizes: Any = (size,) if isinstance(size, numbers.Integral) else size
+        if not isinstance(sizes, Sequence) or not all(
+            isinstance(n, numbers.Integral) for n in sizes
+        ):
+            raise TypeError(f"size {describe(size)}; expected 0 or (number of features, width)")
+        if not sizes:
+            raise ValueError(f"size {describe(size)}; expected 0 or (number of features, width)")
+        self.size: tuple[int, ...] = tuple(int(n) for n in sizes)
         if any(n < 0 for n in self.size):
             raise ValueError(f"Illegal memory bank size {size}, all entries must be non-negative.")
         self.gather_distributed = gather_distributed
@@ -177,7 +188,7 @@ class NTXentLoss(CompatLoss):
             TypeError, ValueError: not float matrices of one shape on one device; NaN or infinity
                 (looked at where that is free, on a CPU).
         """
-        check_features(out0, "out0", "[B, D]")
+        check_same_shape(out0, out1, "out0", "out1")
         bank = self.memory_bank.stored(out0)
         if bank is not None:
             return self._against(bank, out0, out1)
@@ -213,7 +224,8 @@ class DCLLoss(CompatLoss):
 
     Args:
         temperature: any number but 0.
-        weight_fn: of the normalised views, (out0, out1) -> [B]; scales the positives' term.
+        weight_fn: of the normalised views, (out0, out1) -> [B] or one number; scales the positives'
+            term.
         gather_distributed: negatives come from all ranks. Every rank returns the mean over its own
             rows; weights are of the rank's own batch.
 
@@ -238,9 +250,10 @@ class DCLLoss(CompatLoss):
         """The loss of two views [B, D], row by row, in fp32 (fp64 for fp64).
 
         Raises:
-            TypeError, ValueError: not float matrices of one shape on one device; weights that are
-                not [B]; NaN or infinity (looked at where that is free, on a CPU).
+            TypeError, ValueError: not float matrices of one shape on one device; weights of
+                another shape; NaN or infinity (looked at where that is free, on a CPU).
         """
+        check_same_shape(out0, out1, "out0", "out1")
         scale = 1.0 / self.temperature
         views, negatives, ranks = _two_views(
             self.gather_distributed, out0, out1, scale, "compat dcl"
@@ -248,17 +261,22 @@ class DCLLoss(CompatLoss):
         positives = views.cosines * scale
         if self.weight_fn is not None:
             a, b = views.rows.split(out0.shape[0])
-            weights = [self.weight_fn(a, b), self.weight_fn(b, a)]
-            for weight in weights:
-                if weight.shape != out0.shape[:1]:
-                    raise ValueError(
-                        f"weight_fn returned what {describe(weight)}; expected one weight for each "
-                        f"of {out0.shape[0]} samples"
-                    )
-            positives = torch.cat(weights) * positives
+            positives = torch.cat([self._weights(a, b), self._weights(b, a)]) * positives
         # a batch of one has nothing to be pushed from
         negatives = torch.where(torch.isneginf(negatives), 0.0, negatives)
         return own_mean(negatives - positives, ranks)
+
+    def _weights(self, a: Tensor, b: Tensor) -> Tensor:
+        assert self.weight_fn is not None
+        weight = self.weight_fn(a, b)
+        if isinstance(weight, numbers.Real):
+            weight = torch.as_tensor(weight)
+        if not isinstance(weight, Tensor) or weight.shape not in ((), (1,), a.shape[:1]):
+            raise ValueError(
+                f"weight_fn returned what {describe(weight)}; expected one weight, or one for each "
+                f"of {a.shape[0]} samples"
+            )
+        return weight.to(a).expand(a.shape[0])
 
 
 class DCLWLoss(DCLLoss):

@@ -74,7 +74,9 @@ class _RankedLoss(CompatLoss):
 
 def _untouched(loss: Tensor, logit_bias) -> Tensor:
     """``loss`` with a zero gradient for a bias that it does not depend on, as DDP needs."""
-    return loss if logit_bias is None else loss + 0.0 * torch.as_tensor(logit_bias).sum().to(loss)
+    if logit_bias is None:
+        return loss
+    return loss + 0.0 * as_scalar(logit_bias, "logit_bias", loss, loss.dtype)
 
 
 class ClipLoss(_RankedLoss):
@@ -210,6 +212,16 @@ class SigLipLoss(_RankedLoss):
         if self.dist_impl not in _DIST_IMPLS:
             raise ValueError(f"dist_impl is {dist_impl!r}; expected one of {tuple(_DIST_IMPLS)}")
         self.chunk_size = chunk_size
+
+    def get_ground_truth(self, device, dtype, num_logits: int, negative_only: bool = False):
+        """[N, N] of -1, and 1 on the diagonal unless ``negative_only``; the loss needs none."""
+        labels = -torch.ones(num_logits, num_logits, device=device, dtype=dtype)
+        return labels if negative_only else labels.fill_diagonal_(1.0)
+
+    def get_logits(self, image_features, text_features, logit_scale, logit_bias=None) -> Tensor:
+        """The matrix of logits, for those who want to look at it; the loss itself forms none."""
+        logits = logit_scale * image_features @ text_features.T
+        return logits if logit_bias is None else logits + logit_bias
 
     def forward(
         self,

@@ -34,9 +34,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses.common import check_vector, scale_of, stored_rows, unit_rows
-from ..ops.checks import autocast_enabled, check_same_width, precision_of
-from ..ops.registry import accumulator
+from ..losses.common import check_binary, check_vector, scale_of, stored_rows, unit_rows
+from ..ops.checks import (
+    autocast_enabled,
+    check_dense,
+    check_features,
+    check_same_width,
+    precision_of,
+)
+from ..ops.pairs import describe
+from ..ops.registry import FLOATS, accumulator
 from .pairwise import (
     Candidates,
     Sums,
@@ -115,6 +122,9 @@ class _ByLabel:
                 (looked at where that is free, on a CPU).
             ImportError: the peer's code is needed and is not installed.
         """
+        _check_kinds(embeddings, labels)
+        if ref_emb is not None:
+            _check_kinds(ref_emb, ref_labels, "ref_emb", "ref_labels")
         pairs = None
         if indices_tuple is None and (ref_emb is None) == (ref_labels is None):
             pairs = self._candidates(embeddings, labels, ref_emb, ref_labels)
@@ -129,6 +139,8 @@ class _ByLabel:
         serve; pairs at the offsets ``skip`` from ``ref_emb`` are of a row with itself."""
         served = (
             self._serves()
+            and not _is_empty(embeddings)
+            and not _is_empty(ref_emb)
             and _is_labels(labels)
             and (ref_labels is None or _is_labels(ref_labels))
             and self.embedding_regularizer is None
@@ -138,12 +150,10 @@ class _ByLabel:
             return None
         queries = self._rows(embeddings, "embeddings")
         if ref_emb is None:
-            ids = check_vector(labels.to(queries.device), "labels", len(queries), queries)
-            return Candidates(queries, ids, None, None)
+            return Candidates(queries, _ids(labels, "labels", queries), None, None)
         keys = self._rows(ref_emb, "ref_emb")
         check_same_width(queries, keys, "embeddings", "ref_emb")
-        ids = check_vector(labels.to(queries.device), "labels", len(queries), queries)
-        key_ids = check_vector(ref_labels.to(keys.device), "ref_labels", len(keys), keys)
+        ids, key_ids = _ids(labels, "labels", queries), _ids(ref_labels, "ref_labels", keys)
         if ref_labels is labels:  # as the peer tells that anchors are compared with themselves
             skip = (0,)
         return Candidates(queries, ids, keys, key_ids, skip)
@@ -160,8 +170,31 @@ class _ByLabel:
         raise NotImplementedError
 
 
+def _check_kinds(rows, labels, of_rows: str = "embeddings", of_labels: str = "labels") -> None:
+    """What neither this nor the peer's code takes, refused by name."""
+    if not isinstance(rows, Tensor) or rows.dtype not in FLOATS:
+        raise TypeError(f"{of_rows} {describe(rows)}; expected a [N, D] tensor of floats")
+    check_dense(rows, of_rows)
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{of_labels} {describe(labels)}; expected a tensor, a label for each row")
+    check_dense(labels, of_labels)
+    if labels.dim() != 1 or labels.is_meta != rows.is_meta:
+        raise ValueError(f"{of_labels} {describe(labels)}; expected a label for each row")
+
+
 def _is_labels(labels) -> bool:
     return isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() == 1
+
+
+def _ids(labels: Tensor, name: str, rows: Tensor) -> Tensor:
+    return check_vector(labels.to(rows.device), name, len(rows), rows).to(torch.int64)
+
+
+def _is_empty(x) -> bool:
+    """No rows, of which the peer makes a loss of 0."""
+    return isinstance(x, Tensor) and x.dim() == 2 and x.shape[0] == 0
 
 
 def _widened(x):
@@ -301,7 +334,8 @@ class ContrastiveLoss(_DistanceByLabel, _base.ContrastiveLoss):
             return [None, None]
         if type(self.reducer) is not _reducers.MultipleReducers:
             return [self.reducer]
-        parts, default = dict(self.reducer.reducers), self.reducer.default_reducer
+        # a module dict is not a mapping for torch.compile, its items are
+        parts, default = dict(self.reducer.reducers.items()), self.reducer.default_reducer
         return [parts.get(name, default) for name in _SUB_LOSSES]
 
     def _serves(self):
@@ -381,13 +415,16 @@ class CrossBatchMemory(_base.CrossBatchMemory):
         Args:
             indices_tuple: further pairs or triplets, of the batch.
             enqueue_mask: [N] booleans; marked rows are enqueued, the others are the anchors.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong dtype, shape or device.
         """
         served = (
             isinstance(self.loss, _ByLabel)
             and self.miner is None
             and indices_tuple is None
             and not self.collect_stats
-            and (enqueue_mask is not None or len(embeddings) <= self.memory_size)
+            and self._fits(embeddings, labels, enqueue_mask)
             and self.loss._candidates(embeddings[:1], labels[:1], None, None) is not None
         )
         if not served:
@@ -401,7 +438,7 @@ class CrossBatchMemory(_base.CrossBatchMemory):
             self.add_to_memory(embeddings, labels, len(embeddings))
             skip = (begin, begin - self.memory_size)  # where each row went, wrapped around or not
         else:
-            mask = enqueue_mask
+            mask = enqueue_mask != 0
             self.add_to_memory(embeddings[mask], labels[mask], int(mask.sum()))
             embeddings, labels = embeddings[~mask], labels[~mask]
         held = self.memory_size if self.has_been_filled else self.queue_idx
@@ -411,6 +448,29 @@ class CrossBatchMemory(_base.CrossBatchMemory):
             embeddings, labels, memory, self.label_memory[:held].clone(), skip
         )
         return self.loss._of(pairs, _precision(embeddings, memory)).to(embeddings.dtype)
+
+    def _fits(self, embeddings, labels, enqueue_mask) -> bool:
+        """Whether there are anchors and room; else the peer's code has its own answer.
+
+        Raises:
+            TypeError, ValueError: what would leave the memory half written.
+        """
+        check_features(embeddings, "embeddings")
+        if labels is None:
+            raise TypeError("labels is None; expected a tensor, a label for each row")
+        _check_kinds(embeddings, labels)
+        if not _is_labels(labels):
+            return False
+        check_vector(labels.to(embeddings.device), "labels", len(embeddings), embeddings)
+        if embeddings.shape[1] != self.embedding_size:
+            raise ValueError(
+                f"embeddings {describe(embeddings)}; expected width {self.embedding_size}, the "
+                "embedding_size of the memory"
+            )
+        if enqueue_mask is None:
+            return len(embeddings) <= self.memory_size
+        mask = check_binary(enqueue_mask, "enqueue_mask", embeddings.shape[:1], embeddings)
+        return not bool(mask.all())
 
 
 class SelfSupervisedLoss(_base.SelfSupervisedLoss):
@@ -432,7 +492,18 @@ class SelfSupervisedLoss(_base.SelfSupervisedLoss):
         self.symmetric = symmetric
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
-        """The loss of two views [N, D]."""
+        """The loss of two views [N, D].
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong dtype, shape or device.
+        """
+        _check_kinds(embeddings, None)
+        _check_kinds(ref_emb, None, "ref_emb")
+        if embeddings.shape != ref_emb.shape or embeddings.device != ref_emb.device:
+            raise ValueError(
+                f"ref_emb {describe(ref_emb)}; expected shape {tuple(embeddings.shape)} on "
+                f"{embeddings.device}, like embeddings"
+            )
         labels = torch.arange(embeddings.shape[0], device=embeddings.device)
         if self.symmetric:
             return self.loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, labels]))

@@ -61,6 +61,8 @@ def ranking_loss(
     if len(embeddings) < 2:
         raise ValueError(f"embeddings came {len(embeddings)}; expected at least 2")
     check_positive(scale, "scale")
+    names = ["queries", "documents"]
+    check_same_shape(embeddings[0], embeddings[1], "queries", "documents")
     strength = hardness_strength if hardness_mode is not None else 0.0
     if len(embeddings) == 2 and not gather and not strength:  # in one operator where that is better
         if set(directions) == {"query_to_doc"}:
@@ -68,7 +70,6 @@ def ranking_loss(
         if partition_mode == "per_direction":
             return f.clip(embeddings[0], embeddings[1], logit_scale=scale, normalize=normalize)
 
-    names = ["queries", "documents"]
     both, cosines = unit_pair(embeddings[0], embeddings[1], ("queries", "documents"), normalize)
     queries, positives = both.split(embeddings[0].shape[0])
     hard = []
@@ -115,21 +116,18 @@ def ranking_loss(
 def _penalised(queries, documents, hard, scale, strength, mode, others) -> Tensor:
     """Log-sum-exp over ``query_to_doc`` negatives, some with raised scores.
 
-    A raised score is (scale + strength) * cosine with the gradient of scale * cosine.
+    A raised score is scale * cosine + strength * cosine, the latter undifferentiated: a product of
+    rows twice as wide, so that derivatives of any order are those of the definition.
     """
-    raised = scale + strength
-    share = scale / raised
-
-    def held(x: Tensor) -> Tensor:  # its value, and that share of its gradient
-        return share * x + (1.0 - share) * x.detach()
-
     if mode in OTHERS_PENALISED:
-        parts = [others(held(queries), held(documents), raised)]
+        wide = torch.cat([scale * queries, strength * queries.detach()], 1)
+        parts = [others(wide, torch.cat([documents, documents.detach()], 1), 1.0)]
     else:
         parts = [others(queries, documents, scale)]
     for x in hard:
         score = (queries * x).sum(1)
-        parts.append((held(score) * raised) if mode in OWN_PENALISED else score * scale)
+        rise = strength * score.detach() if mode in OWN_PENALISED else 0.0
+        parts.append(scale * score + rise)
     return _together(parts)
 
 

@@ -19,7 +19,7 @@ from .. import functional as f
 from ..distributed import ALONE
 from ..losses.common import check_vector, scale_of, softmax_loss, unit_pair, unit_rows
 from ..ops import Pairs
-from ..ops.checks import check_features, precision_of
+from ..ops.checks import check_features, check_same_shape, precision_of
 from .common import everyone, own_mean
 
 __all__ = ["mocov2plus_loss_func", "mocov3_loss_func", "nnclr_loss_func", "simclr_loss_func"]
@@ -62,6 +62,7 @@ def mocov2plus_loss_func(
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
     check_features(queue, "queue", "[D, K]")
+    check_same_shape(query, key, "query", "key")
     return f.info_nce(query, key, queue.T, temperature, normalize=False)
 
 

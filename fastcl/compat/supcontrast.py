@@ -18,10 +18,17 @@ import torch
 from torch import Tensor
 
 from .. import functional as f
-from ..losses.common import check_vector, scale_of, softmax_loss, unit_rows
+from ..losses.common import (
+    can_look,
+    check_positive,
+    check_vector,
+    scale_of,
+    softmax_loss,
+    unit_rows,
+)
 from ..ops import Pairs, similarity_logsumexp
-from ..ops.checks import precision_of
-from ..ops.pair_sums import pair_sums
+from ..ops.checks import check_dense, precision_of, recordable
+from ..ops.pair_sums import numbered, pair_sums
 from ..ops.pairs import describe
 from .common import CompatLoss
 
@@ -39,7 +46,7 @@ class SupConLoss(CompatLoss):
         base_temperature: what the temperature is compared with.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: an unknown mode; a base temperature that is not positive.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class SupConLoss(CompatLoss):
         super().__init__()
         if contrast_mode not in _MODES:
             raise ValueError(f"contrast_mode is {contrast_mode!r}; expected one of {_MODES}")
+        check_positive(base_temperature, "base_temperature")
         self.temperature = temperature
         self.contrast_mode = contrast_mode
         self.base_temperature = base_temperature
@@ -62,8 +70,8 @@ class SupConLoss(CompatLoss):
 
         Args:
             features: [B, V, ...], further dimensions are flattened.
-            labels: [B] (or [B, 1]) integers; without labels and mask, views of one sample are
-                each other's positives.
+            labels: [B] (or [B, 1]) numbers, mostly integers; without labels and mask, views of one
+                sample are each other's positives.
             mask: [B, B], how much sample j is a positive of sample i; may be asymmetric, and any
                 number rather than 0 or 1.
 
@@ -71,27 +79,35 @@ class SupConLoss(CompatLoss):
             TypeError, ValueError: an argument of the wrong dtype, shape, device or range; both
                 labels and mask; NaN or infinity (looked at where that is free, on a CPU).
         """
-        if not isinstance(features, Tensor) or features.dim() < 3:
+        if isinstance(features, Tensor):
+            check_dense(features, "features")
+        if not isinstance(features, Tensor) or features.dim() < 3 or 0 in features.shape:
             raise ValueError(
-                f"features {describe(features)}; `features` needs to be [B, V, ...], at least 3 "
-                "dimensions are required"
+                f"features {describe(features)}; expected [B, V, ...], at least 3 dimensions and "
+                "none empty"
             )
         if labels is not None and mask is not None:
             raise ValueError("Cannot define both `labels` and `mask`; expected one of them")
         features = features.flatten(2)
         batch = features.shape[0]
+        if isinstance(labels, Tensor) and labels.dim() == 2:
+            labels = labels.reshape(-1)
+        if isinstance(labels, Tensor) and labels.is_floating_point():
+            check_vector(labels, "labels", batch, features, floats=True)
+            (labels,) = numbered(labels)
         if labels is not None:
-            labels = check_vector(labels.reshape(-1), "labels", batch, features)
+            labels = check_vector(labels, "labels", batch, features)
+        scale = scale_of(self.temperature)
         factor = self.temperature / self.base_temperature
-        if self.contrast_mode == "all" and mask is None:
+        views = features.shape[1]
+        # a single view without labels has no positives, and a loss of 0
+        if self.contrast_mode == "all" and mask is None and (labels is not None or views > 1):
             return factor * f.sup_con(features, labels, self.temperature, normalize=False)
 
-        views = features.shape[1]
         keys = unit_rows(
             features.transpose(0, 1).reshape(batch * views, -1), "features", normalize=False
         )
         anchors = keys if self.contrast_mode == "all" else keys[:batch]
-        scale = scale_of(self.temperature)
         precision = precision_of(features, None, None)
 
         def sums(pairs: Pairs) -> Tensor:
@@ -121,9 +137,14 @@ def _masked(anchors: Tensor, keys: Tensor, mask: Tensor, batch: int) -> tuple[Te
 
     Sums over views come first, so that the mask is used as it came.
     """
-    if not isinstance(mask, Tensor) or mask.shape != (batch, batch):
+    if not isinstance(mask, Tensor) or mask.is_complex():
+        raise TypeError(f"mask {describe(mask)}; expected a tensor of real numbers")
+    check_dense(mask, "mask")
+    if mask.shape != (batch, batch) or mask.is_meta != keys.is_meta:
         raise ValueError(f"mask {describe(mask)}; expected shape ({batch}, {batch})")
-    mask = mask.to(keys)
+    mask = recordable(mask).to(keys)
+    if can_look(mask) and not bool(torch.isfinite(mask).all()):
+        raise ValueError("mask holds NaN or infinity; expected finite numbers")
     views = keys.shape[0] // batch
     rounds = anchors.shape[0] // batch
     sums = mask @ keys.view(views, batch, -1).sum(0)

@@ -38,8 +38,10 @@ def nt_xent(out0: Tensor, out1: Tensor, temperature: float = 0.5) -> Tensor:
     return (_lse(scores, others) - positive).mean()
 
 
-def moco(out0: Tensor, out1: Tensor, bank: Tensor, temperature: float = 0.5) -> Tensor:
-    q, k = _unit(out0), _unit(out1)
+def moco(
+    out0: Tensor, out1: Tensor, bank: Tensor, temperature: float = 0.5, normalize: bool = True
+) -> Tensor:
+    q, k = (_unit(x) if normalize else x.double() for x in (out0, out1))
     scores = torch.cat([(q * k).sum(1, keepdim=True), q @ bank.double().T], 1) / temperature
     return (torch.logsumexp(scores, 1) - scores[:, 0]).mean()
 

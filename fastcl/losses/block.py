@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import similarity_logsumexp, similarity_topk
-from ..ops.checks import check_features, check_same_width, precision_of
+from ..ops.checks import check_dense, check_features, check_same_width, precision_of
 from ..ops.pair_sums import take_rows
 from ..ops.pairs import describe
 from .common import FixedLoss, check_choice, finish, softmax_loss, unit_rows
@@ -78,6 +78,8 @@ def _block_means(x: Tensor, name: str, anchor: Tensor, own: bool) -> Tensor:
     forms = ["[N, D]", "[N, b, D]"]
     if own and name == "negative":
         forms.append("[N, k, b, D]")
+    if isinstance(x, Tensor):
+        check_dense(x, name)
     dims = x.dim() if isinstance(x, Tensor) else 0
     if not 2 <= dims < 2 + len(forms) or (own and x.shape[0] != anchor.shape[0]):
         first = f" with N = {anchor.shape[0]}, one per anchor" if own else ""

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.checks import check_features
+from ..ops.checks import check_dense, check_features, recordable
 from ..ops.pairs import describe
 from ..ops.registry import accumulator
 from .common import (
     FixedLoss,
+    can_look,
     check_number,
     check_range,
     finish,
@@ -30,7 +31,8 @@ def sequence_log_prob(logits: Tensor, tokens: Tensor, mask: Tensor | None = None
         [N] in fp32 (fp64 for fp64 logits).
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range; NaN (looked
+            at where that is free, in eager mode on a CPU).
     """
     check_features(logits, "logits", "[N, T, V]")
     shape = logits.shape[:2]
@@ -41,18 +43,25 @@ def sequence_log_prob(logits: Tensor, tokens: Tensor, mask: Tensor | None = None
         fits = isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
         if not fits or (kind == "bools" and x.dtype != torch.bool):
             raise TypeError(f"{name} {describe(x)}; expected a tensor of {kind} {tuple(shape)}")
+        check_dense(x, name)
         if x.shape != shape or x.device != logits.device:
             raise ValueError(
                 f"{name} {describe(x)}; expected shape {tuple(shape)}, as logits, on "
                 f"{logits.device}"
             )
     if mask is not None:  # what stands there is often no token, -100 say
+        mask = recordable(mask)
         tokens = torch.where(mask, tokens, 0)
     check_range(tokens, "tokens", logits.shape[2], "numbers of logits' columns")
     acc = accumulator(logits.dtype)
+    logits = recordable(logits)
     chosen = logits.gather(2, tokens.to(torch.int64)[:, :, None])[:, :, 0].to(acc)
     terms = chosen - torch.logsumexp(logits.to(acc), 2)
-    return (terms if mask is None else torch.where(mask, terms, 0.0)).sum(1)
+    found = (terms if mask is None else torch.where(mask, terms, 0.0)).sum(1)
+    bad = int(torch.isnan(found).sum()) if can_look(found) else 0
+    if bad:  # minus infinity is a token that cannot be, and no error
+        raise ValueError(f"logits holds NaN in {bad} of its {len(found)} sequences; expected none")
+    return found
 
 
 def caption_contrastive(

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from ..distributed import ALONE, MODES, KeepsGroup, Ranks
 from ..ops import LogSumExp, Pairs, fuses_pairs, l2_normalize, l2_normalize_pair
-from ..ops.checks import check_features, check_same_shape, precision_of
+from ..ops.checks import (
+    check_dense,
+    check_features,
+    check_same_shape,
+    is_number,
+    precision_of,
+    recordable,
+)
 from ..ops.pairs import describe
 from ..ops.registry import FLOATS, accumulator
 
@@ -48,7 +55,7 @@ def stored_rows(x: Tensor, name: str) -> Tensor:
     """
     check_features(x, name)
     _check_finite(None, (x, name))
-    return x
+    return recordable(x)
 
 
 def unit_pair(
@@ -66,7 +73,7 @@ def unit_pair(
         return rows, cosines
     _check_finite(None, (a, names[0]), (b, names[1]))
     acc = accumulator(torch.promote_types(a.dtype, b.dtype))
-    a, b = a.to(acc), b.to(acc)
+    a, b = recordable(a).to(acc), recordable(b).to(acc)
     return torch.cat([a, b]), (a * b).sum(1)
 
 
@@ -111,13 +118,14 @@ def check_vector(value, name: str, length: int, like: Tensor, floats: bool = Fal
     kind = "floats" if floats else "integers"
     if not isinstance(value, Tensor) or value.is_complex() or value.is_floating_point() != floats:
         raise TypeError(f"{name} {describe(value)}; expected a tensor of {length} {kind}")
+    check_dense(value, name)
     if value.shape != (length,) or value.device != like.device:
         raise ValueError(f"{name} {describe(value)}; expected {length} {kind} on {like.device}")
     if floats and can_look(value):
         bad = int((~torch.isfinite(value)).sum())
         if bad:
             raise ValueError(f"{name} holds NaN or infinity {bad} times; expected finite numbers")
-    return value
+    return recordable(value)
 
 
 def check_binary(value, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -130,6 +138,7 @@ def check_binary(value, name: str, shape: tuple[int, ...], like: Tensor) -> Tens
     """
     if not isinstance(value, Tensor) or value.is_complex() or value.is_floating_point():
         raise TypeError(f"{name} {describe(value)}; expected a tensor of integers or bools")
+    check_dense(value, name)
     if value.shape != shape or value.device != like.device:
         raise ValueError(
             f"{name} {describe(value)}; expected shape {tuple(shape)} on {like.device}"
@@ -148,6 +157,7 @@ def check_range(index: Tensor, name: str, size: int, what: str) -> None:
         ValueError: some are outside.
     """
     if can_look(index):
+        index = index.to(torch.int64)  # unsigned ones cannot be compared
         outside = int(((index < 0) | (index >= size)).sum())
         if outside:
             raise ValueError(f"{name} holds {outside} outside [0, {size}); expected {what}")
@@ -167,6 +177,7 @@ def given_scores(
     for name, scores in zip(names, (positive, negative), strict=True):
         if not isinstance(scores, Tensor) or scores.dtype not in FLOATS:
             raise TypeError(f"{name} {describe(scores)}; expected a float tensor")
+        check_dense(scores, name)
     if positive.dim() != 1 or 0 in positive.shape:
         raise ValueError(f"{names[0]} {describe(positive)}; expected [N], not empty")
     n = positive.shape[0]
@@ -184,7 +195,7 @@ def given_scores(
                 "finite scores"
             )
     acc = accumulator(torch.promote_types(positive.dtype, negative.dtype))
-    return positive.to(acc), negative.to(acc).reshape(n, -1)
+    return recordable(positive).to(acc), recordable(negative).to(acc).reshape(n, -1)
 
 
 def check_fraction(value: float, name: str) -> None:
@@ -299,11 +310,11 @@ def _positive(value: float | Tensor, name: str) -> float | Tensor:
     if not isinstance(value, Tensor):
         check_positive(value, name)
         return value
-    real = value.numel() == 1 and not value.is_complex()
+    real = is_number(value)
     if not real or (can_look(value) and not 0.0 < float(value.detach()) < math.inf):
         came = f"is {value.detach()}" if real else describe(value)
         raise ValueError(f"{name} {came}; expected one positive number")
-    return value.reshape(())
+    return recordable(value).reshape(())
 
 
 def check_positive(value: float, name: str) -> None:

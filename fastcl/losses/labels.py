@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ops import Pairs, similarity_logsumexp
 from ..ops.checks import check_features, check_same_width, precision_of
-from ..ops.pair_sums import pair_sums
+from ..ops.pair_sums import numbered, pair_sums
 from .common import (
     FixedLoss,
     TemperatureLoss,
@@ -123,8 +123,8 @@ def domain_sup_con(
         mean_score = cosines * scale / positives.clamp_min(1)
         # an anchor's only positive stays out of the sum; others get an id that no key has
         single = positives == 1
-        ids = torch.where(single, 2 * labels, 1)
-        sums = sweep("different", ids, 2 * key_labels)
+        own, of_keys = numbered(labels, key_labels)
+        sums = sweep("different", torch.where(single, own, -1), of_keys)
         safe = torch.where(single, mean_score, sums)
         losses = torch.where(single, softmax_loss(mean_score, sums), safe - mean_score)
     return finish(torch.where(some, losses, 0.0), reduction, weight, None)

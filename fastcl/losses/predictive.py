@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ops import Pairs, similarity_logsumexp
 from ..ops.checks import check_features, check_same_width, precision_of
 from ..ops.pairs import describe
+from ..ops.registry import FLOATS
 from .common import (
     FixedLoss,
     TemperatureLoss,
@@ -36,8 +37,11 @@ def mi_lower_bound(loss: Tensor, candidates: int | Tensor) -> Tensor:
         candidates: how many keys each query chooses from, the positive included.
 
     Raises:
-        ValueError: fewer than one candidate.
+        TypeError: a loss that is no float. ValueError: fewer than one candidate.
     """
+    real = loss.dtype in FLOATS if isinstance(loss, Tensor) else isinstance(loss, float)
+    if not real:
+        raise TypeError(f"loss {describe(loss)}; expected a float or a tensor of floats")
     if isinstance(candidates, Tensor):
         return candidates.log() - loss
     check_positive(candidates, "candidates")

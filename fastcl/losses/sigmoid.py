@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from ..distributed import meet
 from ..ops import Pairs, pair_sigmoid
-from ..ops.checks import as_scalar, precision_of
+from ..ops.checks import as_scalar, check_dense, precision_of, recordable
 from ..ops.pairs import describe
+from ..ops.registry import FLOATS
 from .common import (
     FixedLoss,
     TemperatureLoss,
+    can_look,
     check_number,
     check_vector,
     finish,
@@ -179,11 +181,20 @@ def nce(
         ("negative_log_noise", negative_log_noise, (n, k)),
     ):
         if isinstance(noise, Tensor):
+            if noise.dtype not in FLOATS:
+                raise TypeError(f"{name} {describe(noise)}; expected a number or floats")
+            check_dense(noise, name)
             if noise.dim() and (noise.shape != shape or noise.device != positive.device):
                 raise ValueError(
                     f"{name} {describe(noise)}; expected a number or shape {shape} on "
                     f"{positive.device}"
                 )
+            bad = int((~torch.isfinite(noise)).sum()) if can_look(noise) else 0
+            if bad:
+                raise ValueError(
+                    f"{name} holds NaN or infinity {bad} times; expected finite numbers"
+                )
+            noise = recordable(noise)
         else:
             check_number(noise, name)
         shifts.append(noise + math.log(k))

@@ -254,8 +254,8 @@ def info_nce(
         check_same_width(query, negative_keys, "query", "negative_keys")
         if negative_keys.shape[0] != n or ids is not None or negative_ids is not None:
             raise ValueError(
-                f"negative_keys {describe(negative_keys)}; as each query's own negatives they "
-                f"need a first dimension of {n} and take no ids"
+                f"negative_keys {describe(negative_keys)}; expected a first dimension of {n} "
+                "and no ids, as each query's own negatives"
             )
         ranks = meet(distributed, process_group, rows, reduction, negatives="own", **facts)
         negatives, sums, count = _paired_negatives(rows, negative_keys, scale, normalize)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..distributed import Ranks, meet
+from ..distributed import ALONE, Ranks, meet
 from ..memory.queue import NO_ID, NegativeQueue, check_queue, merge, stored_precision
 from ..ops import Pairs
 from ..ops.checks import check_features, precision_of
+from ..ops.pair_sums import numbered
 from ..ops.pairs import describe
 from .common import (
     TemperatureLoss,
@@ -157,10 +158,13 @@ def _outside(sweep: _Sweep, labels, positives, positive_cosines) -> Tensor:
     # rule "different" leaves their negatives; every other row gets an id of its own, and in the
     # queue one that no key carries. Even and odd ids keep the two apart.
     single = positives == 1
+    own = labels
+    if sweep.queue is None and sweep.ranks is ALONE:  # doubled labels may overflow and coincide
+        (own,) = numbered(labels)
     index = torch.arange(labels.shape[0], device=labels.device) + sweep.ranks.start
     sums = sweep(
         "different",
-        torch.where(single, 2 * labels, 2 * index + 1),
+        torch.where(single, 2 * own, 2 * index + 1),
         torch.where(single, labels, NO_ID),
     )
     others = torch.where(positives > 1, sums, mean_score)

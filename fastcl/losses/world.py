@@ -86,7 +86,7 @@ def cswm(
     def energy(x: Tensor, y: Tensor) -> Tensor:
         return row_distance(x, y, "squared").mean(1) / (2.0 * sigma * sigma)
 
-    other = z[permutation]
+    other = z[permutation.to(torch.int64)]
     attract = energy(z + rows["transition"], following)
     repel = energy(other, following) if form == "paper" else energy(z, other)
     losses = attract if alone else attract + F.relu(margin - repel)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import KeepsGroup
-from ..ops.checks import check_features
+from ..ops.checks import check_dense, check_features
 from ..ops.pairs import describe
 from ..ops.registry import FLOATS
 
@@ -124,6 +124,7 @@ def check_integers(x, name: str, length: int, like: Tensor) -> Tensor:
     """
     if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
         raise TypeError(f"{name} {describe(x)}; expected a tensor of {length} integers")
+    check_dense(x, name)
     if x.shape != (length,) or x.device != like.device:
         raise ValueError(f"{name} {describe(x)}; expected {length} integers on {like.device}")
     return x.to(torch.int64).contiguous()

@@ -24,10 +24,27 @@ def check_features(x, name: str, dims: str = "[N, D]") -> None:
             f"{name} {describe(x)}; expected a {dims} tensor of float32, bfloat16, float16 or "
             "float64"
         )
-    if x.layout != torch.strided:
-        raise TypeError(f"{name} has layout {x.layout}; expected a dense tensor")
+    check_dense(x, name)
     if x.dim() != dims.count(",") + 1 or 0 in x.shape:
         raise ValueError(f"{name} {describe(x)}; expected {dims}, no dimension empty")
+
+
+def check_dense(x: Tensor, name: str) -> None:
+    """A tensor whose numbers lie in strides: neither sparse nor nested.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if x.layout != torch.strided or x.is_nested:
+        came = "is nested" if x.is_nested else f"has layout {x.layout}"
+        raise TypeError(f"{name} {came}; expected a dense tensor")
+
+
+def recordable(x: Tensor) -> Tensor:
+    """``x``, or a copy of one made under ``torch.inference_mode``, which autograd cannot save."""
+    if torch.compiler.is_compiling() or not x.is_inference() or torch.is_inference_mode_enabled():
+        return x
+    return x.clone()
 
 
 def check_operands(queries: Tensor, keys: Tensor | None, pairs: Pairs) -> tuple[int, int]:
@@ -101,7 +118,7 @@ def as_vector(bias, name: str, length: int, like: Tensor, precision: torch.dtype
     if bias is None:
         return None
     fits = isinstance(bias, Tensor) and bias.shape == (length,) and bias.is_floating_point()
-    if not fits or bias.device != like.device:
+    if not fits or bias.layout != torch.strided or bias.device != like.device:
         raise ValueError(f"{name} {describe(bias)}; expected {length} floats on {like.device}")
     return bias.to(accumulator(precision))
 
@@ -126,6 +143,13 @@ def precision_of(
     return precision
 
 
+def is_number(value: Tensor) -> bool:
+    """Whether a tensor is one real number of a dtype to compute with."""
+    odd = value.is_floating_point() or value.is_complex() or value.is_quantized
+    dense = value.layout == torch.strided and not value.is_nested
+    return dense and value.numel() == 1 and (value.dtype in FLOATS or not odd)
+
+
 def as_scalar(value, name: str, like: Tensor, precision: torch.dtype) -> Tensor:
     """A number or one-element tensor as a 0-dim tensor in the accumulator's dtype.
 
@@ -137,6 +161,6 @@ def as_scalar(value, name: str, like: Tensor, precision: torch.dtype) -> Tensor:
         raise TypeError(f"{name} {describe(value)}; expected a number or a one-element tensor")
     if not isinstance(value, Tensor):
         return torch.full((), cast(float, value), dtype=dtype, device=like.device)
-    if value.numel() != 1:
+    if not is_number(value) or value.is_meta != like.is_meta:  # no number can come from there
         raise ValueError(f"{name} {describe(value)}; expected a number or a one-element tensor")
-    return value.reshape(()).to(device=like.device, dtype=dtype)
+    return recordable(value).reshape(()).to(device=like.device, dtype=dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .checks import autocast_enabled
+from .checks import autocast_enabled, recordable
 from .registry import Call, run
 
 _library = torch.library.Library("fastcl", "FRAGMENT")
@@ -56,6 +56,10 @@ def define(
         return transformed(*arguments)
 
     return call
+
+
+def _recordable(arguments) -> list:
+    return [recordable(a) if isinstance(a, Tensor) and a.is_inference() else a for a in arguments]
 
 
 def traced(tensor: Tensor) -> bool:
@@ -119,7 +123,7 @@ def _differentiable(compute: Callable, setup_context: Callable, backward: Callab
         if torch.is_grad_enabled():
             for argument in arguments:
                 if isinstance(argument, Tensor) and argument.requires_grad:
-                    return function.apply(*arguments)
+                    return function.apply(*_recordable(arguments))
         return compute(*arguments)
 
     return differentiable

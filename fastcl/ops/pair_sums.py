@@ -73,6 +73,12 @@ def _same_id(pairs: Pairs, n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
     return begin, end, torch.searchsorted(ordered, key_ids)
 
 
+def numbered(*ids: Tensor) -> list[Tensor]:
+    """The same ids as small numbers: equal where they are equal, so that arithmetic fits."""
+    ordered = torch.cat(ids).sort().values
+    return [torch.searchsorted(ordered, x) for x in ids]
+
+
 def _skipped_count(queries: Tensor, m: int, pairs: Pairs) -> Tensor:
     count = torch.zeros_like(queries[:, 0])
     index = torch.arange(queries.shape[0], device=queries.device)

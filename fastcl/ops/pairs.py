@@ -16,8 +16,11 @@ from torch import Tensor
 def describe(value) -> str:
     """What came, for an error message."""
     if isinstance(value, Tensor):
+        if value.is_nested:  # has no one shape
+            return "is a nested tensor"
         dtype = str(value.dtype).removeprefix("torch.")
-        return f"has shape {tuple(value.shape)}, dtype {dtype} on {value.device}"
+        kind = "" if value.layout == torch.strided else f" and layout {value.layout}"
+        return f"has shape {tuple(value.shape)}, dtype {dtype}{kind} on {value.device}"
     text = repr(value)
     if len(text) > 60 or "\n" in text:
         return f"is a {type(value).__name__}"
@@ -66,8 +69,8 @@ class Pairs:
         for name, ids in (("query_ids", self.query_ids), ("key_ids", self.key_ids)):
             if ids is None:
                 continue
-            is_tensor = isinstance(ids, Tensor)
-            if not is_tensor or ids.is_floating_point() or ids.is_complex() or ids.dim() != 1:
+            dense = isinstance(ids, Tensor) and ids.layout == torch.strided and not ids.is_nested
+            if not dense or ids.is_floating_point() or ids.is_complex() or ids.dim() != 1:
                 raise TypeError(f"{name} {describe(ids)}; expected a 1-D tensor of integers")
 
     @property

@@ -56,6 +56,11 @@ def test_context(library):
             pass  # not this one's to undo
         assert package.ClipLoss is open_clip.ClipLoss
     assert home.ClipLoss is ClipLoss
+    again = fastcl.patch("open_clip")
+    for _ in range(2):
+        with again:
+            assert home.ClipLoss is open_clip.ClipLoss
+        assert home.ClipLoss is ClipLoss
 
 
 def test_what_a_user_changed_meanwhile_stays(library):

@@ -56,6 +56,16 @@ def test_lightly_weights_are_differentiated():
     agree(ours, theirs, z)
 
 
+@pytest.mark.parametrize("weight", [2.0, torch.tensor(2.0), torch.tensor([2.0])])
+def test_lightly_takes_one_weight_for_all(weight):
+    z = rows(5, 4), rows(5, 4)
+    agree(
+        lightly.DCLLoss(0.2, weight_fn=lambda a, b: weight),
+        lightly.DCLLoss(0.2, weight_fn=lambda a, b: torch.full((5,), 2.0)),
+        z,
+    )
+
+
 @pytest.mark.parametrize("size", [(7, 19), 7])
 @pytest.mark.filterwarnings("ignore:Memory bank size")
 def test_lightly_bank(size):
@@ -123,6 +133,11 @@ def test_open_clip_logits_are_those_of_the_loss():
     target = loss.get_ground_truth("cpu", 6)
     both = F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)
     torch.testing.assert_close(both / 2, loss(*z, 10.0))
+    for negative_only in (False, True):
+        loss = open_clip.SigLipLoss()
+        signs = loss.get_ground_truth("cpu", F64, 6, negative_only)
+        expected = -F.logsigmoid(signs * loss.get_logits(*z, 10.0, 0.5)).sum() / 6
+        torch.testing.assert_close(expected, loss._loss(*z, 10.0, 0.5, negative_only))
 
 
 EVERY = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
@@ -152,6 +167,34 @@ def test_ranking(hard, directions, partition_mode, hardness):
           embeddings)  # fmt: skip
     plain = {**options, "normalize": False, "scale": 0.7}
     agree(lambda *x: ranking_loss(x, **plain), lambda *x: truth.ranking(*x, **plain), embeddings)
+
+
+def test_raised_scores_have_second_derivatives():
+    """The rise is constant, so it is in no mixed derivative of queries and documents either."""
+    options = {"hardness_mode": "all_negatives", "hardness_strength": 4.0}
+    embeddings, direction = [rows(5, 4) for _ in range(3)], torch.randn(5, 4, dtype=F64)
+
+    def slope(loss):
+        def along(*x):
+            (gradient,) = torch.autograd.grad(loss(*x), x[:1], create_graph=True)
+            return (gradient * direction).sum()
+
+        return along
+
+    agree(
+        slope(lambda *x: ranking_loss(x, 5.0, **options)),
+        slope(lambda *x: truth.ranking(*x, scale=5.0, **options)),
+        embeddings,
+    )
+
+
+@pytest.mark.parametrize("mode", ["all", "one"])
+def test_supcontrast_labels_are_any_numbers(mode):
+    x, loss = rows(6, 2, 4), supcontrast.SupConLoss(0.3, mode)
+    labels, same = torch.tensor([0.5, -0.0, 0.5, 3.0, 0.0, -3.0]), torch.tensor([1, 0, 1, 2, 0, 3])
+    agree(lambda x: loss(x, labels), lambda x: loss(x, same), (x,))
+    alone = rows(6, 1, 4)  # no view has a partner
+    agree(loss, lambda x: 0.0 * x.sum(), (alone,))
 
 
 @pytest.mark.parametrize("mode", ["all", "one"])

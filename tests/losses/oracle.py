@@ -112,11 +112,11 @@ def margin_softmax(a, b, temperature=0.05, margin=0.3, ids=None, bidirectional=T
 
 def info_nce(q, p, negatives=None, temperature=0.1, ids=None, negative_ids=None,
              label_smoothing=0.0):  # fmt: skip
-    q, p = F.normalize(up(q)), F.normalize(up(p))
-    positive = (q * p).sum(1) / temperature
-    if negatives is None:
-        s, _, keep = both(q, p, temperature, ids)
+    if negatives is None:  # normalised there, and twice would be another gradient for a zero row
+        s, positive, keep = both(q, p, temperature, ids)
     else:
+        q, p = F.normalize(up(q)), F.normalize(up(p))
+        positive = (q * p).sum(1) / temperature
         k = F.normalize(up(negatives), dim=-1)
         s = (torch.einsum("nd,nmd->nm", q, k) if k.dim() == 3 else q @ k.T) / temperature
         keep = torch.ones_like(s, dtype=torch.bool)

@@ -229,16 +229,18 @@ BREAKS = {
     "nothing": ("z1", lambda z: None),
     "device": ("z2", lambda z: z.to("meta")),
     "sparse": ("z1", lambda z: z.to_sparse()),
+    "nested": ("z2", lambda z: torch.nested.nested_tensor([z[0], z[1]], layout=torch.jagged)),
     "nan": ("z1", lambda z: z.clone().index_fill_(0, torch.tensor([2]), math.nan)),
     "infinity": ("z2", lambda z: z.clone().index_fill_(0, torch.tensor([0]), -math.inf)),
 }
 BAD_OPTIONS = {
     "temperature": (0.0, -1.0, math.nan, math.inf, None, "warm", True, torch.ones(2),
-                    torch.tensor(-1.0)),
+                    torch.tensor(-1.0), torch.ones(1).to_sparse(), torch.tensor(1j)),
     "reduction": ("avg", None, 3),
     "ids": (torch.ones(6), torch.zeros(5).long(), torch.zeros(6, 1).long(), [1] * 6, 3,
-            torch.zeros(6, dtype=torch.complex64)),
-    "weight": (torch.ones(5), torch.ones(6).long(), torch.ones(6, 1), "heavy", 1.0),
+            torch.zeros(6, dtype=torch.complex64), torch.ones(6).long().to_sparse()),
+    "weight": (torch.ones(5), torch.ones(6).to_sparse(), torch.ones(6).long(),
+               torch.ones(6, 1), "heavy", 1.0),
     "label_smoothing": (1.0, -0.1, math.nan, None, "some"),
 }  # fmt: skip
 PAIR_LOSSES = [name for name in LOSSES if name not in ("sup_con", "queue")]
@@ -274,3 +276,91 @@ def test_refused_by_name(case):
     assert message.startswith(tuple(f"{argument} " for argument in expected)), message
     assert "\n" not in message
     assert "expected" in message
+
+
+def made_for_inference(x):
+    with torch.inference_mode():
+        return x.clone()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_inference_tensors_are_copied(normalize):
+    """Keys, ids and a scale made under inference_mode: autograd refuses to save such a tensor."""
+    query = torch.randn(6, 4, requires_grad=True)
+    keys, ids = torch.randn(6, 4), torch.arange(6) // 2
+    scale = torch.tensor(3.0)
+
+    def both(keys, ids, scale):
+        losses = [
+            f.info_nce(query, keys, None, scale, ids=ids, normalize=normalize),
+            f.siglip(query, keys, logit_scale=scale, ids=ids, normalize=normalize),
+            f.sup_con(torch.cat([query, keys]), ids.repeat(2), normalize=normalize),
+            f.pairwise_contrastive(query, keys, ids % 2),
+            f.nce(query[:, 0], keys, scale),
+        ]
+        loss = torch.stack(losses).sum()
+        return loss, *torch.autograd.grad(loss, query)
+
+    given = [made_for_inference(x) for x in (keys, ids, scale)]
+    for a, b in zip(both(*given), both(keys, ids, scale), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.inference_mode():
+        assert f.info_nce(given[0], given[0], normalize=normalize).is_inference()
+
+
+# kinds that torch itself cannot compare among them
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int16, torch.uint16, torch.uint64]
+)
+def test_ids_of_any_integer_kind(dtype):
+    z = torch.randn(3, 6, 4)
+    ids = torch.tensor([0, 1, 1, 0, 1, 0])
+    for call in (
+        lambda i: f.nt_xent(z[0], z[1], ids=i),
+        lambda i: f.sup_con(z[0], i),
+        lambda i: f.mined_triplet(z[0], i),
+        lambda i: f.pairwise_contrastive(z[0], z[1], i),
+        lambda i: f.cswm(z, z, z, i[:3]) if dtype != torch.bool else z.sum(),
+    ):
+        torch.testing.assert_close(call(ids.to(dtype)), call(ids))
+
+
+def test_labels_that_differ_in_the_highest_bit():
+    """Half of all int64 labels cannot be doubled, which tells two kinds of anchors apart."""
+    z, small = torch.randn(2, 8, 4), torch.tensor([0, 1, 1, 2, 0, 2, 3, 3])  # one positive each
+    labels = torch.tensor([7, 7 - 2**63, 2**62, -(2**62)])[small]
+    for call in (
+        lambda labels: f.sup_con(z[0], labels),
+        lambda labels: f.sup_con(z[0], labels, form="in"),
+        lambda labels: f.domain_sup_con(z[0], z[1], labels, labels.roll(1)),
+        lambda labels: f.mined_triplet(z[0], labels),
+        lambda labels: f.nt_xent(z[0], z[1], ids=labels),
+    ):
+        torch.testing.assert_close(call(labels), call(small))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "complex", "nested"])
+def test_other_kinds_of_tensors_are_refused_by_name(kind):
+    bad = {
+        "sparse": lambda: torch.ones(2).to_sparse(),
+        "complex": lambda: torch.tensor([1j, 1j]),
+        "nested": lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged),
+    }[kind]()
+    z = torch.ones(2, 2)
+    for name, call in (
+        ("log_noise", lambda: f.nce(z[:, 0], z, bad, 0.0)),
+        ("negative_scores", lambda: f.nce(z[:, 0], bad, 0.0)),
+        ("positive", lambda: f.block_contrastive(z, bad, z)),
+        ("indices", lambda: f.memory_bank(z, bad, fastcl.MemoryBank(5, 2))),
+        ("loss", lambda: f.mi_lower_bound(bad if bad.is_complex() else None, 5)),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{name} .*expected"):
+            call()
+
+
+def test_scores_that_are_not_numbers():
+    z = torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match="log_noise holds NaN or infinity 1 times"):
+        f.nce(z[0, 0], z[0, 0], torch.tensor(math.nan))
+    with pytest.raises(ValueError, match="logits holds NaN in 1 of its 2 sequences"):
+        f.sequence_log_prob(z.index_fill(0, torch.tensor([1]), math.nan), torch.zeros(2, 3).long())

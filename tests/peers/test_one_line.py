@@ -205,6 +205,56 @@ def test_sentence_transformers_options(bert):
             torch.testing.assert_close(loss.compute_loss_from_embeddings([a, b], None), expected)
 
 
+LOSSES = ("NTXentLoss", "SupConLoss", "ContrastiveLoss", "TripletMarginLoss")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_metric_learning_without_rows(name):
+    """Nothing to learn from is a loss of 0; a batch that does not fit leaves the memory alone."""
+    from pytorch_metric_learning import losses
+
+    from fastcl.compat import pytorch_metric_learning as ours
+
+    x, labels = torch.randn(6, 4, requires_grad=True), torch.arange(6) // 2
+    for rows in ({}, {"ref_emb": x, "ref_labels": labels.clone()}):
+        value = getattr(ours, name)()(x[:0], labels[:0], **rows)
+        assert value == 0.0
+        torch.autograd.grad(value, x)
+    mine, theirs = (m.CrossBatchMemory(getattr(m, name)(), 4, 5) for m in (ours, losses))
+    everything = torch.ones(5, dtype=torch.bool)
+    for memory in (mine, theirs):
+        assert memory(x[:5], labels[:5], enqueue_mask=everything) == 0.0
+    assert torch.equal(mine.embedding_memory, theirs.embedding_memory)
+    held = copy.deepcopy(mine.state_dict()), mine.queue_idx
+    for bad in (
+        {"labels": labels[:4]},
+        {"embeddings": x[:5, :2]},
+        {"enqueue_mask": everything[:2]},
+        {"enqueue_mask": torch.arange(5)},
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{next(iter(bad))} .*expected"):
+            mine(**{"embeddings": x[:5], "labels": labels[:5], **bad})
+    assert mine.queue_idx == held[1]
+    assert all(torch.equal(a, b) for a, b in zip(mine.buffers(), held[0].values(), strict=True))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_metric_learning_compiles_to_one_graph(name):
+    """As subclasses of the library's, with its distances and reducers in the way."""
+    from fastcl.compat import pytorch_metric_learning as ours
+
+    loss, x, labels = getattr(ours, name)(), torch.randn(8, 4), torch.arange(8) // 3
+    for module, second in (
+        (loss, labels),
+        (ours.SelfSupervisedLoss(loss), x.flip(0)),
+        (ours.CrossBatchMemory(loss, 4, 20), labels),
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
+        for _ in range(2):  # a memory changes
+            torch.testing.assert_close(compiled(x, second), module(x, second))
+
+
 def test_metric_learning_wrappers_take_ours():
     from pytorch_metric_learning import losses, miners
     from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
@@ -212,7 +262,7 @@ def test_metric_learning_wrappers_take_ours():
     from fastcl.compat import pytorch_metric_learning as ours
 
     x, labels = F.normalize(torch.randn(12, 6)), torch.arange(12) // 3
-    for name in ("NTXentLoss", "SupConLoss", "ContrastiveLoss", "TripletMarginLoss"):
+    for name in LOSSES:
         mine, theirs = getattr(ours, name)(), getattr(losses, name)()
         DistributedLossWrapper(mine)
         pairs = miners.MultiSimilarityMiner()(x, labels)

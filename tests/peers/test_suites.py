@@ -42,19 +42,21 @@ SUITES = {
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_suite(name):
+def test_suite(name, capsys):
     checkout = Path(os.environ["FASTCL_PEERS"], name)
     if not checkout.is_dir():
         pytest.skip(f"no checkout {checkout}")
     peer, tests = SUITES[name]
     sources = [str(p) for p in (checkout / "src", checkout) if p.is_dir()][:1]
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *sources])
-    # pytorch-metric-learning's tests want a GPU unless told otherwise, and half precision there
+    # pytorch-metric-learning's tests want a GPU unless told otherwise, and half precision there: on
+    # a CPU its own test_ntxent_loss_with_ref fails in float16, with fastcl and without
     settings = {"PYTHONPATH": path, "TEST_DEVICE": "cpu", "TEST_DTYPES": "float32,float64"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-p", "fastcl.compat.pytest_plugin", "--fastcl-patch", peer, *tests.split()]
     result = subprocess.run(
         command, cwd=checkout, env={**os.environ, **settings}, capture_output=True, text=True
     )
-    print(*result.stdout.splitlines()[-3:], sep="\n")
+    with capsys.disabled():
+        print(f"\n{name}:", *result.stdout.splitlines()[-2:], sep="\n")
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-3000:]
