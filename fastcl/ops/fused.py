@@ -137,6 +137,8 @@ def _autograd(gradient_op, ctx, grad, *_):
     again = torch.is_grad_enabled() or torch._C._autograd._get_current_graph_task_keep_graph()
     if again or traced(grad):
         scaled = gradient_op(grad, *tensors, *static, *gradients, needs)
+    elif grad.device.type == "cpu" and grad.item() == 1.0:  # loss.backward()
+        scaled = gradients
     else:  # nobody sees them again: no second copy
         scaled = [g.mul_(grad) if n else g for g, n in zip(gradients, needs, strict=True)]
     cast = cast_gradients(scaled, tensors, ctx.needs_input_grad[:count])
