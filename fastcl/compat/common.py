@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import ALONE, Ranks, group_of, meet
-from ..losses.common import Configured
+from ..losses.modules import Configured
 
 
 class CompatLoss(Configured, nn.Module):

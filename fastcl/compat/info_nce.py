@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import functional as f
-from ..losses.common import check_reduction
+from ..losses.inputs import check_reduction
 from ..ops.checks import check_features
 from ..ops.pairs import describe
 from .common import CompatLoss

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from .. import functional as f
 from ..distributed import rows_of
-from ..losses.common import Views, check_number, softmax_loss, unit_pair
+from ..losses.common import Views, softmax_loss
+from ..losses.inputs import check_number, unit_pair
 from ..ops import similarity_logsumexp
 from ..ops.checks import check_same_shape, precision_of
 from ..ops.pairs import describe

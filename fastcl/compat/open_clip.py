@@ -26,14 +26,8 @@ from torch import Tensor
 
 from .. import functional as f
 from ..distributed import ALONE, Ranks, group_of, meet, rows_of
-from ..losses.common import (
-    reduce,
-    scale_of,
-    softmax_loss,
-    stored_rows,
-    unit_pair,
-    whole_loss,
-)
+from ..losses.common import reduce, softmax_loss, whole_loss
+from ..losses.inputs import scale_of, stored_rows, unit_pair
 from ..ops import Pairs, pair_sigmoid
 from ..ops.checks import (
     as_scalar,

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses.common import check_binary, check_vector, scale_of, stored_rows, unit_rows
+from ..losses.inputs import check_binary, check_vector, scale_of, stored_rows, unit_rows
 from ..ops.checks import (
     autocast_enabled,
     check_dense,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import functional as f
-from ..losses.common import check_positive, softmax_loss, unit_pair, unit_rows
+from ..losses.common import softmax_loss
+from ..losses.inputs import check_positive, unit_pair, unit_rows
 from ..ops import Pairs
 from ..ops.checks import check_same_shape, precision_of
 from .common import everyone, own_mean

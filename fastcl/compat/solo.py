@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .. import functional as f
 from ..distributed import ALONE
-from ..losses.common import check_vector, scale_of, softmax_loss, unit_pair, unit_rows
+from ..losses.common import softmax_loss
+from ..losses.inputs import check_vector, scale_of, unit_pair, unit_rows
 from ..ops import Pairs
 from ..ops.checks import check_features, check_same_shape, precision_of
 from .common import everyone, own_mean

@@ -18,14 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import functional as f
-from ..losses.common import (
-    can_look,
-    check_positive,
-    check_vector,
-    scale_of,
-    softmax_loss,
-    unit_rows,
-)
+from ..losses.common import softmax_loss
+from ..losses.inputs import can_look, check_positive, check_vector, scale_of, unit_rows
 from ..ops import Pairs, similarity_logsumexp
 from ..ops.checks import check_dense, precision_of, recordable
 from ..ops.pair_sums import numbered, pair_sums

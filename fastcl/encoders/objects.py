@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastcl.losses.common import check_range, check_vector
+from fastcl.losses.inputs import check_range, check_vector
 
 
 def _extractor(form: str, in_channels: int, objects: int, width: int) -> nn.Sequential:

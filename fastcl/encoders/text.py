@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastcl.data.tokens import PADDING
-from fastcl.losses.common import check_range
+from fastcl.losses.inputs import check_range
 
 POOLINGS = ("mean", "cls")
 

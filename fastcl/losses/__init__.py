@@ -27,17 +27,9 @@ from .predictive import CPCBCELoss, CPCLoss, cpc, cpc_bce, mi_lower_bound
 from .scores import Score
 from .sentences import SimCSELoss, sim_cse
 from .sigmoid import NCELoss, SigLIPLoss, nce, siglip
-from .softmax import (
-    CLIPLoss,
-    InfoNCELoss,
-    MarginSoftmaxLoss,
-    NTXentLoss,
-    clip,
-    info_nce,
-    margin_softmax,
-    nt_xent,
-)
+from .softmax import InfoNCELoss, NTXentLoss, info_nce, nt_xent
 from .supcon import SupConLoss, sup_con
+from .towers import CLIPLoss, MarginSoftmaxLoss, clip, margin_softmax
 from .triplets import (
     MinedTripletLoss,
     TripletLoss,

@@ -16,16 +16,9 @@ from ..memory import MemoryBank
 from ..ops import Pairs, similarity_logsumexp
 from ..ops.checks import as_scalar, check_features, precision_of
 from ..ops.pairs import describe
-from .common import (
-    TemperatureLoss,
-    check_number,
-    check_vector,
-    finish,
-    scale_of,
-    softmax_loss,
-    softmax_metrics,
-    unit_rows,
-)
+from .common import finish, softmax_loss, softmax_metrics
+from .inputs import check_number, check_vector, scale_of, unit_rows
+from .modules import TemperatureLoss
 
 FORMS = ("softmax", "sampled_softmax", "nce")
 _GATHER_BYTES = 2**24  # of bank rows held at a time by the sampled forms

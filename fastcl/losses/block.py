@@ -12,7 +12,9 @@ from ..ops import similarity_logsumexp, similarity_topk
 from ..ops.checks import check_dense, check_features, check_same_width, precision_of
 from ..ops.pair_sums import take_rows
 from ..ops.pairs import describe
-from .common import FixedLoss, check_choice, finish, softmax_loss, unit_rows
+from .common import finish, softmax_loss
+from .inputs import check_choice, unit_rows
+from .modules import FixedLoss
 
 FORMS = ("logistic", "hinge")
 

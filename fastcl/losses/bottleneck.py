@@ -7,7 +7,9 @@ import math
 from torch import Tensor
 
 from ..ops.checks import check_same_shape
-from .common import FixedLoss, can_look, check_positive, finish, unit_rows
+from .common import finish
+from .inputs import can_look, check_positive, unit_rows
+from .modules import FixedLoss
 
 
 def vib_compression(

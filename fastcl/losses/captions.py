@@ -9,14 +9,9 @@ from torch import Tensor
 from ..ops.checks import check_dense, check_features, recordable
 from ..ops.pairs import describe
 from ..ops.registry import accumulator
-from .common import (
-    FixedLoss,
-    can_look,
-    check_number,
-    check_range,
-    finish,
-    given_scores,
-)
+from .common import finish
+from .inputs import can_look, check_number, check_range, given_scores
+from .modules import FixedLoss
 
 
 def sequence_log_prob(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

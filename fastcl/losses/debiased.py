@@ -8,16 +8,9 @@ import torch
 from torch import Tensor
 
 from ..distributed import meet
-from .common import (
-    TemperatureLoss,
-    Views,
-    check_fraction,
-    check_number,
-    finish,
-    scale_of,
-    softmax_loss,
-    softmax_metrics,
-)
+from .common import Views, finish, softmax_loss, softmax_metrics
+from .inputs import check_fraction, check_number, scale_of
+from .modules import TemperatureLoss
 
 
 def hard_negative(

@@ -6,14 +6,9 @@ import torch
 from torch import Tensor
 
 from ..distributed import meet
-from .common import (
-    TemperatureLoss,
-    Views,
-    check_positive,
-    finish,
-    scale_of,
-    softmax_metrics,
-)
+from .common import Views, finish, softmax_metrics
+from .inputs import check_positive, scale_of
+from .modules import TemperatureLoss
 
 
 def dcl(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .common import check_choice, is_transformed
+from .inputs import check_choice, is_transformed
 
 DISTANCES = ("squared", "euclidean")
 # Numbers in a block, of which about ten arrays exist at a time. On a CPU they

@@ -9,18 +9,10 @@ from ..ops import Pairs, similarity_logsumexp
 from ..ops.checks import check_features, check_same_width, precision_of
 from ..ops.pair_sums import take_rows
 from ..ops.pairs import describe
-from .common import (
-    TemperatureLoss,
-    check_choice,
-    check_range,
-    check_vector,
-    finish,
-    scale_of,
-    softmax_loss,
-    unit_pair,
-    unit_rows,
-)
+from .common import finish, softmax_loss
 from .groups import negatives_within
+from .inputs import check_choice, check_range, check_vector, scale_of, unit_pair, unit_rows
+from .modules import TemperatureLoss
 
 NEGATIVES = ("image", "batch")
 

@@ -8,17 +8,9 @@ from torch import Tensor
 from ..ops import Pairs, similarity_logsumexp
 from ..ops.checks import check_features, check_same_width, precision_of
 from ..ops.pair_sums import numbered, pair_sums
-from .common import (
-    FixedLoss,
-    TemperatureLoss,
-    check_binary,
-    check_choice,
-    check_vector,
-    finish,
-    scale_of,
-    softmax_loss,
-    unit_rows,
-)
+from .common import finish, softmax_loss
+from .inputs import check_binary, check_choice, check_vector, scale_of, unit_rows
+from .modules import FixedLoss, TemperatureLoss
 
 FORMS = ("out", "in")
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from ..ops import Pairs, similarity_logsumexp, similarity_sum
 from ..ops.checks import precision_of
 from ..ops.pairs import describe
-from .common import TemperatureLoss, check_choice, finish, scale_of, unit_pair
-from .softmax import both_directions
+from .common import finish
+from .inputs import check_choice, scale_of, unit_pair
+from .modules import TemperatureLoss
+from .towers import both_directions
 
 FORMS = ("softmax", "nce")
 

@@ -11,18 +11,7 @@ from torch import Tensor
 from ..ops import Pairs, similarity_logsumexp
 from ..ops.checks import check_same_shape, precision_of
 from ..ops.pairs import describe
-from .common import (
-    FixedLoss,
-    check_binary,
-    check_choice,
-    check_number,
-    check_positive,
-    check_vector,
-    finish,
-    reduce_counted,
-    softmax_loss,
-    unit_rows,
-)
+from .common import finish, reduce_counted, softmax_loss
 from .distances import (
     block_distances,
     block_same,
@@ -32,6 +21,15 @@ from .distances import (
     root,
     widened,
 )
+from .inputs import (
+    check_binary,
+    check_choice,
+    check_number,
+    check_positive,
+    check_vector,
+    unit_rows,
+)
+from .modules import FixedLoss
 
 FORMS = ("hadsell", "squared")
 

@@ -12,19 +12,10 @@ from ..ops import Pairs, similarity_logsumexp
 from ..ops.checks import check_features, check_same_width, precision_of
 from ..ops.pairs import describe
 from ..ops.registry import FLOATS
-from .common import (
-    FixedLoss,
-    TemperatureLoss,
-    check_binary,
-    check_choice,
-    check_positive,
-    finish,
-    scale_of,
-    softmax_loss,
-    unit_pair,
-    unit_rows,
-)
+from .common import finish, softmax_loss
 from .groups import negatives_within
+from .inputs import check_binary, check_choice, check_positive, scale_of, unit_pair, unit_rows
+from .modules import FixedLoss, TemperatureLoss
 
 NEGATIVES = ("batch", "sequence", "all", "other_sequences")
 

@@ -9,16 +9,9 @@ from ..distributed import meet
 from ..memory.queue import merge
 from ..ops import LogSumExp, Pairs
 from ..ops.checks import check_same_shape, precision_of
-from .common import (
-    TemperatureLoss,
-    check_number,
-    finish,
-    scale_of,
-    softmax_loss,
-    softmax_metrics,
-    unit_pair,
-    unit_rows,
-)
+from .common import finish, softmax_loss, softmax_metrics
+from .inputs import check_number, scale_of, unit_pair, unit_rows
+from .modules import TemperatureLoss
 
 
 def sim_cse(

@@ -13,18 +13,9 @@ from ..ops import Pairs, pair_sigmoid
 from ..ops.checks import as_scalar, check_dense, precision_of, recordable
 from ..ops.pairs import describe
 from ..ops.registry import FLOATS
-from .common import (
-    FixedLoss,
-    TemperatureLoss,
-    can_look,
-    check_number,
-    check_vector,
-    finish,
-    given_scores,
-    scale_of,
-    unit_pair,
-    whole_loss,
-)
+from .common import finish, whole_loss
+from .inputs import can_look, check_number, check_vector, given_scores, scale_of, unit_pair
+from .modules import FixedLoss, TemperatureLoss
 
 
 def siglip(

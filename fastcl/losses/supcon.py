@@ -13,14 +13,9 @@ from ..ops import Pairs
 from ..ops.checks import check_features, precision_of
 from ..ops.pair_sums import numbered
 from ..ops.pairs import describe
-from .common import (
-    TemperatureLoss,
-    check_vector,
-    finish,
-    scale_of,
-    softmax_loss,
-    unit_rows,
-)
+from .common import finish, softmax_loss
+from .inputs import check_vector, scale_of, unit_rows
+from .modules import TemperatureLoss
 
 
 def sup_con(

@@ -12,16 +12,7 @@ from .. import mining as miners
 from ..ops.checks import check_same_shape
 from ..ops.pair_sums import take_rows
 from ..ops.pairs import describe
-from .common import (
-    FixedLoss,
-    check_choice,
-    check_number,
-    check_vector,
-    finish,
-    given_scores,
-    reduce_counted,
-    unit_rows,
-)
+from .common import finish, reduce_counted
 from .distances import (
     block_distances,
     block_same,
@@ -30,6 +21,8 @@ from .distances import (
     row_distance,
     widened,
 )
+from .inputs import check_choice, check_number, check_vector, given_scores, unit_rows
+from .modules import FixedLoss
 
 MINING = ("batch_hard", "batch_all", "semi_hard", "semi_hard_all")
 

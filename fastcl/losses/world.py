@@ -8,17 +8,10 @@ from torch import Tensor
 
 from ..ops.checks import check_features, check_same_shape
 from ..ops.pairs import describe
-from .common import (
-    FixedLoss,
-    check_choice,
-    check_number,
-    check_positive,
-    check_range,
-    check_vector,
-    finish,
-    unit_rows,
-)
+from .common import finish
 from .distances import row_distance
+from .inputs import check_choice, check_number, check_positive, check_range, check_vector, unit_rows
+from .modules import FixedLoss
 
 FORMS = ("paper", "repository")
 DISSIMILARITIES = ("l1", "euclidean", "squared")

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fastcl.data.splits import Split
 from fastcl.evaluation.features import extract_features
 from fastcl.evaluation.knn import knn_accuracy
-from fastcl.losses.common import TemperatureLoss
+from fastcl.losses.modules import TemperatureLoss
 from fastcl.trainers.folder import write_atomically
 
 

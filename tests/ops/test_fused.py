@@ -7,7 +7,7 @@ import torch
 
 import fastcl
 from fastcl import functional as f
-from fastcl.losses import sigmoid, softmax
+from fastcl.losses import sigmoid, softmax, towers
 from fastcl.ops import pair_sigmoid, pair_softmax
 from fastcl.ops.fused import FORMS
 
@@ -89,7 +89,8 @@ def calls(monkeypatch):
 
         return record
 
-    monkeypatch.setattr(softmax, "pair_softmax", recording(pair_softmax))
+    for room in (softmax, towers):
+        monkeypatch.setattr(room, "pair_softmax", recording(pair_softmax))
     monkeypatch.setattr(sigmoid, "pair_sigmoid", recording(pair_sigmoid))
     return taken
 
