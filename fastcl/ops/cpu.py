@@ -165,12 +165,7 @@ def keeps_exponentials(n: int, m: int, d: int, precision: torch.dtype) -> bool:
 
 
 def fuses(n: int, d: int, precision: torch.dtype) -> bool:
-    """Whether a whole loss in one call is the better choice: it is never the worse one.
-
-    NT-Xent takes 2.4 times less at 32 rows of 32 features, 1.3 at 512 x 128, 1.07 at 2048 x 128,
-    the same at 4096 x 512, and no more memory. SigLIP takes 2.0 times less at 64 pairs of 32
-    features, 1.5 at 512 x 512 and 1.4 at 2048 x 512.
-    """
+    """Whether a whole loss in one call is the better choice: no size has shown it the worse one."""
     return True
 
 
