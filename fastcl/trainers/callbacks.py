@@ -110,6 +110,10 @@ class EpochLog(pl.Callback):
     def __init__(self, path: Path):
         self.path = path
         self.rows: list[dict[str, float]] = []
+        self.writes = True
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        self.writes = trainer.is_global_zero  # all ranks hold the rows, and share the file
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         measured = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -123,7 +127,9 @@ class EpochLog(pl.Callback):
         self.write()
 
     def write(self) -> None:
-        """Write the file anew; a NaN becomes an empty cell."""
+        """Write the file anew, on one rank; a NaN becomes an empty cell."""
+        if not self.writes:
+            return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         with write_atomically(self.path) as file:
             writer = csv.DictWriter(file, columns, restval="")
