@@ -180,7 +180,7 @@ FASTCL_INLINE void add_to(double* p, V v) {
 
 // softplus(x) = max(x, 0) + log(1 + e^-|x|) and its derivative need one exponential. The logarithms
 // of a tile are one per lane: that of the product of its 1 + t, kept less 1 so that small t keep
-// their digits, and below 2^(MR NV). One per pair cost 7 % at 32 features and 2 % at 128.
+// their digits, and below 2^(MR NV).
 template <Mask K>
 __attribute__((noinline)) void sigmoid_tile(const ScoreBlock& s, const Weights& o, i64 i, i64 j) {
   constexpr float ln2 = 0x1.62e430p-1f;
