@@ -49,6 +49,9 @@ struct Warpgroup {
 
 inline const u64 kBarrierMark = 0x0bad0ba221e20000u;
 
+// Descriptors that products were given: of left operands, of right ones by rows and by columns.
+inline std::set<u64> operands[3];
+
 struct HopperBlock : Extension {
   Block* block;
   std::map<u64*, Mbarrier> barriers;
@@ -159,6 +162,8 @@ inline void execute(const Block& block, Warpgroup& group) {
   const size_t index = group.executed++;
   const Product& first = group.threads[0].products[index];
   const int columns = first.columns;
+  if (!first.held) operands[0].insert(first.a);
+  operands[first.held ? 2 : 1].insert(first.b);
   std::vector<float> a(64 * 16), lines(columns * 16), b(columns * 16), c(64 * columns);
   decode(block, first.b, first.held, first.type, columns, lines.data());
   for (int n = 0; n < columns; ++n)
@@ -322,3 +327,12 @@ inline const char* describe(TensorMap* map, bool, const void* matrix, i64 rows, 
 }
 
 }  // namespace fastcl::cuda
+
+// Of tests: descriptors since this was last asked, at most `most` of a kind; their number.
+extern "C" __attribute__((used)) inline int fastcl_operands(int kind, uint64_t* to, int most) {
+  auto& operands = fastcl::cuda::emulation::operands[kind];
+  const int count = (int)operands.size();
+  if (count <= most) std::copy(operands.begin(), operands.end(), to);
+  operands.clear();
+  return count;
+}
