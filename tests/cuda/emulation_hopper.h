@@ -22,6 +22,7 @@ struct Mbarrier {
   int arrivals = 0, arrived = 0;
   i64 bytes = 0;  // expected and not here yet
   u32 phase = 0;
+  bool fenced = false;  // since it was initialised
 };
 
 // One call of a product by one thread. Accumulators in flight live in the machine.
@@ -98,6 +99,7 @@ inline Mbarrier& mbarrier(HopperBlock& state, u64* at) {
   const auto found = state.barriers.find(at);
   if (found == state.barriers.end()) fail("a barrier was used before it was initialised");
   if (*at != kBarrierMark) fail("a barrier was overwritten");
+  if (!found->second.fenced) fail("a barrier was used without a fence after its initialisation");
   return found->second;
 }
 inline void settle(Mbarrier& barrier) {
@@ -253,7 +255,9 @@ inline void barrier_init(u64* barrier, int arrivals) {
   state.barriers[barrier] = {arrivals};
   *barrier = emulation::kBarrierMark;
 }
-inline void barrier_fence() {}
+inline void barrier_fence() {
+  for (auto& barrier : emulation::hopper().barriers) barrier.second.fenced = true;
+}
 inline void barrier_arrive(u64* barrier) { emulation::arrive(barrier, 0); }
 inline void barrier_expect(u64* barrier, int bytes) { emulation::arrive(barrier, bytes); }
 inline void barrier_wait(u64* barrier, u32 parity) {
