@@ -3,7 +3,8 @@
 // Copies happen at a random later time, box by box. A product happens as late as it may: when the
 // first thread of its warpgroup waits for it, with what shared memory and registers hold then, read
 // through the descriptors; until a thread has waited, its accumulators are NaN. So a buffer given
-// back too early, a wait left out, or a register touched too early shows.
+// back too early, a wait left out, or a register touched too early shows. Descriptors themselves
+// are compared with those of code that runs on Hopper (test_hopper.py).
 #pragma once
 #include <map>
 #include <set>
