@@ -40,10 +40,9 @@ def logsumexp(p: Problem, offset: Tensor, symmetric: bool, columns: bool, maxima
     both = columns or symmetric
     config = p.config("sweep maxima" if maxima else "sweep")
     slots = max(1, configs.RULES["slot_bytes"] // (4 * m)) if both else n
-    grouped = slots < ceil(n, config.own)
-    if grouped:  # a loop more, and registers for it
-        config = p.config("sweep maxima")
-    groups, splits = min(slots, ceil(n, config.own)), p.splits(config)
+    blocks = ceil(n, config.own)
+    groups, grouped = min(slots, blocks), slots < blocks
+    splits = p.splits(config, groups)
     own_sum = p.new(splits, n)
     own_max = p.new(splits, n) if maxima else own_sum
     other_sum = p.new(groups, m) if both else own_sum
@@ -53,12 +52,13 @@ def logsumexp(p: Problem, offset: Tensor, symmetric: bool, columns: bool, maxima
         if maxima:
             other_max.fill_(-1e30)
     bias = _side_of_bias(p)
-    sweep.sweep[(groups, splits)](
-        p.own.rows, p.other.rows, p.scale, p.other.bias, p.own.ids, p.other.ids,
-        own_sum, other_sum, own_max, other_max, offset,
-        REPEATS=config.fold, BIAS=bias, SYMMETRIC=symmetric, BOTH=both, MAXIMA=maxima,
-        GROUPED=grouped, **p.rule(), **p.tile(config),
-    )  # fmt: skip
+    for begin in range(0, blocks, groups):
+        sweep.sweep[(min(groups, blocks - begin), splits)](
+            p.own.rows, p.other.rows, p.scale, p.other.bias, p.own.ids, p.other.ids,
+            own_sum, other_sum, own_max, other_max, offset, begin=begin,
+            REPEATS=config.fold, BIAS=bias, SYMMETRIC=symmetric, BOTH=both, MAXIMA=maxima,
+            GROUPED=grouped, **p.rule(), **p.tile(config),
+        )  # fmt: skip
     triangle = config.own if symmetric and not grouped else 0
     no_slots = (own_sum, own_max, 0)
     of_own, of_other = (own_sum, own_max, splits), (other_sum, other_max, groups)
@@ -98,7 +98,7 @@ def _side_of_bias(p: Problem) -> str:
 def logsumexp_and_mean(p: Problem, offset: Tensor, maxima: bool):
     """Log-sum-exp and softmax-weighted mean of the other rows from one sweep."""
     config = p.config("product")
-    splits = p.splits(config)
+    splits = p.splits(config, ceil(len(p.own), config.own))
     out, sums = p.new(splits, len(p.own), p.width), p.new(splits, len(p.own))
     tops = p.new(splits, len(p.own)) if maxima else sums
     _launch_product(
@@ -206,7 +206,7 @@ def multiply(
         wants = [Want(True, want_sums, factor), Want(False, False, None)]
         return _multiply_wide(p, weights, offset, wants, False)[0]
     config = p.config("product")
-    splits = p.splits(config)
+    splits = p.splits(config, ceil(len(p.own), config.own))
     n = len(p.own)
     out = p.new(splits, n, p.width) if want_product else None
     sums = p.new(splits, n) if want_sums else None
@@ -345,7 +345,7 @@ def largest(p: Problem, k: int, below: Tensor | None) -> tuple[Tensor, Tensor]:
     """Indices and values [N, k or fewer] of the best other rows; -1 and -inf for none."""
     config = p.config("topk")
     length = 1 << (k - 1).bit_length()
-    n, splits = len(p.own), p.splits(config)
+    n, splits = len(p.own), p.splits(config, ceil(len(p.own), config.own))
     packed = torch.empty(n, splits * length, dtype=torch.int64, device=p.scale.device)
     topk.topk[(ceil(n, config.own), splits)](
         p.own.rows, p.other.rows, p.scale, p.other.bias, below, p.own.ids, p.other.ids,

@@ -135,10 +135,9 @@ class Problem:
         bits = 8 * self.own.rows.element_size()
         return configs.lookup(kernel, arch, bits, self.width, len(self.own))
 
-    def splits(self, config) -> int:
-        """How many programs share an own block, so that two waves fill the device."""
+    def splits(self, config, blocks: int) -> int:
+        """How many programs share an own block, so that so many fill the device twice."""
         _, processors = device(self.scale.device.index if self.scale.is_cuda else None)
-        blocks = ceil(len(self.own), config.own)
         tiles = ceil(len(self.other), config.other)
         return max(1, min(ceil(2 * processors * config.programs, blocks), ceil(tiles, 2)))
 

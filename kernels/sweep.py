@@ -25,7 +25,7 @@ from .tile import (
 )
 
 # sizes and offsets change from call to call, and no kernel is compiled anew for them
-SIZES = ["size_own", "size_other", "skip0", "skip1", "skip2", "own_count", "other_count"]
+SIZES = ["size_own", "size_other", "skip0", "skip1", "skip2", "own_count", "other_count", "begin"]
 
 
 @triton.jit
@@ -183,14 +183,12 @@ def _block(
     _write(own_sum, split, first, size_own, _flat_sum(total, REPEATS), "replace", OWN)
     if MAXIMA:
         _write(own_max, split, first, size_own, _flat_max(top, REPEATS), "replace", OWN)
-    if GROUPED:
-        tl.debug_barrier()  # the next block of the group adds to the same slots
 
 
 @triton.jit(do_not_specialize=SIZES)
 def sweep(
     own, other, scale, bias, own_ids, other_ids, own_sum, other_sum, own_max, other_max, offset,
-    size_own, size_other, skip0, skip1, skip2,
+    begin, size_own, size_other, skip0, skip1, skip2,
     D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
     REPEATS: tl.constexpr, BIAS: tl.constexpr, RELATION: tl.constexpr, SKIPS: tl.constexpr,
     SYMMETRIC: tl.constexpr, BOTH: tl.constexpr, MAXIMA: tl.constexpr, GROUPED: tl.constexpr,
@@ -198,35 +196,25 @@ def sweep(
 ):  # fmt: skip
     """Partial sums of exp(score - offset).
 
-    Grid (groups, splits). Writes own_sum [splits, N] and, if BOTH, other_sum [groups, M]; with
-    MAXIMA the largest score - offset (log2 units) in the same slots of own_max and other_max;
-    offset [] in natural units. A group is one own block or, where GROUPED caps the memory of the
-    slots, several in turn; the slots must then be 0 (and -NEVER) beforehand.
+    Grid (own blocks from ``begin`` on, splits). Writes own_sum [splits, N] and, if BOTH, other_sum
+    [blocks, M]; with MAXIMA the largest score - offset (log2 units) in the same slots of own_max
+    and other_max; offset [] in natural units. GROUPED, which caps the memory of the slots, adds to
+    what earlier launches left there; they must be 0 (and -NEVER) before the first.
     """
-    group = tl.program_id(0)
+    # blocks late in a triangle are the long ones and start first
+    group = tl.num_programs(0) - 1 - tl.program_id(0) if SYMMETRIC else tl.program_id(0)
     split = tl.program_id(1)
     splits = tl.num_programs(1)
     factor = tl.load(scale)
     fixed = exponent_offset(factor, tl.maximum(size_own, size_other))
     if (group == 0) & (split == 0):
         tl.store(offset, fixed * LN2)
-    if GROUPED:
-        for block in range(group, tl.cdiv(size_own, OWN), tl.num_programs(0)):
-            _block(
-                block, group, split, splits, own, other, factor * LOG2E, fixed, bias, own_ids,
-                other_ids, own_sum, other_sum, own_max, other_max, size_own, size_other,
-                skip0, skip1, skip2, D, BD, OWN, OTHER, REPEATS, BIAS, RELATION, SKIPS, SYMMETRIC,
-                BOTH, MAXIMA, GROUPED, PRECISION, EMULATE,
-            )  # fmt: skip
-    else:
-        # blocks late in a triangle are the long ones and begin first
-        block = tl.num_programs(0) - 1 - group if SYMMETRIC else group
-        _block(
-            block, block, split, splits, own, other, factor * LOG2E, fixed, bias, own_ids,
-            other_ids, own_sum, other_sum, own_max, other_max, size_own, size_other,
-            skip0, skip1, skip2, D, BD, OWN, OTHER, REPEATS, BIAS, RELATION, SKIPS, SYMMETRIC,
-            BOTH, MAXIMA, GROUPED, PRECISION, EMULATE,
-        )  # fmt: skip
+    _block(
+        begin + group, group, split, splits, own, other, factor * LOG2E, fixed, bias, own_ids,
+        other_ids, own_sum, other_sum, own_max, other_max, size_own, size_other,
+        skip0, skip1, skip2, D, BD, OWN, OTHER, REPEATS, BIAS, RELATION, SKIPS, SYMMETRIC,
+        BOTH, MAXIMA, GROUPED, PRECISION, EMULATE,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -112,7 +112,8 @@ def record(arch: int, quick: bool) -> list[Launch]:
     problem.device = lambda index: (arch, 132)
     launch.matmul = lambda a, b, out, add: None
     try:
-        _exercise(backend, quick)
+        for n in _sizes()[: 1 if quick else None]:
+            _exercise(backend, n, quick)
     finally:
         JITFunction.run, problem.device, launch.matmul, problem.Problem.config = original
     return list(launches)
@@ -144,14 +145,20 @@ def _describe(kernel, args, kwargs, claimed) -> Launch:
     )  # fmt: skip
 
 
-def _exercise(backend, quick: bool) -> None:
-    """Call every operator of the backend in the forms the losses use."""
+def _sizes() -> list[int]:
+    """Numbers of rows: no dense shortcut but several tiles, and past every limit of the table."""
+    from fastcl.kernels.configs import ENTRIES
+
+    return [300, *sorted({entry.rows + 1 for entry in ENTRIES if entry.rows})]
+
+
+def _exercise(backend, n: int, quick: bool) -> None:
+    """Call every operator of the backend in the forms the losses use, with ``n`` rows."""
     import torch
 
-    n = 300  # no dense shortcut, several tiles
     scale, ids = torch.ones(()), torch.zeros(n, dtype=torch.int64)
     bias, grad = torch.ones(n), torch.ones(n)
-    diagonal, views = (None, None, "any", [0]), (None, None, "any", [0, 150, -150])
+    diagonal, views = (None, None, "any", [0]), (None, None, "any", [0, n // 2, -(n // 2)])
     different, same = (ids, ids, "different", [0]), (ids, ids, "same", [0])
     everything = [True] * 5
 
