@@ -34,7 +34,7 @@ from .tile import (
 )
 
 # sizes and offsets change from call to call, and no kernel is compiled anew for them
-SIZES = ["size_own", "size_other", "skip0", "skip1", "skip2", "begin", "rows"]
+SIZES = ["size_own", "size_other", "skip0", "skip1", "skip2", "begin", "rows", "left", "pitch"]
 
 
 @triton.jit
@@ -288,14 +288,15 @@ def product(
 @triton.jit(do_not_specialize=SIZES)
 def write_weights(
     own, other, scale, offset, own_bias, other_bias, own_gain, other_gain, own_shift,
-    other_shift, own_ids, other_ids, out, begin, rows, size_own, size_other,
+    other_shift, own_ids, other_ids, out, begin, rows, left, pitch, size_own, size_other,
     skip0, skip1, skip2,
     D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
     OWN_BIAS: tl.constexpr, OTHER_BIAS: tl.constexpr, RELATION: tl.constexpr,
     SKIPS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """W of own rows [begin, begin + rows) against all others, as out [rows, M] in out's dtype.
+    """W of own rows [begin, begin + rows) against the others from ``left`` on, in out's dtype:
+    out [rows, M - left], its rows ``pitch`` apart.
 
     Grid (own blocks of the chunk, other blocks).
     """
@@ -309,7 +310,7 @@ def write_weights(
         if shift == shift:
             return
     first = begin + tl.program_id(0) * OWN
-    start = tl.program_id(1) * OTHER
+    start = left + tl.program_id(1) * OTHER
     held = own
     if BD == D:
         held = load_rows(own, first, size_own, 0, D, D, OWN)
@@ -320,15 +321,20 @@ def write_weights(
         held, first, start, 0.0, own_index, ids, bias, gain, level, own, other,
         tl.load(scale) * UNIT, shift, other_bias, other_gain, other_shift, other_ids, size_own,
         size_other, skip0, skip1, skip2, D, BD, OWN, OTHER, OWN_BIAS, OTHER_BIAS, RELATION, SKIPS,
-        WEIGHT, GAIN, UNIT, True, PRECISION, EMULATE,
+        WEIGHT, GAIN, UNIT, False, PRECISION, EMULATE,
     )  # fmt: skip
+    # rows and columns past the edges are never written
+    if touched(first, start, first + OWN, start + OTHER, skip0, skip1, skip2, SKIPS, OWN, OTHER):
+        index = (start + tl.arange(0, OTHER))[None, :]
+        keep = kept(own_index, index, size_own, size_other, skip0, skip1, skip2, SKIPS)
+        w = tl.where(keep, w, 0.0)
     row = tl.program_id(0) * OWN + tl.arange(0, OWN)
-    column = start + tl.arange(0, OTHER)
-    at = row[:, None].to(tl.int64) * size_other + column[None, :]
+    column = start - left + tl.arange(0, OTHER)
+    at = row[:, None].to(tl.int64) * pitch + column[None, :]
     tl.store(
         out + at,
         w.to(out.dtype.element_ty),
-        mask=(row[:, None] < rows) & (column[None, :] < size_other),
+        mask=(row[:, None] < rows) & (column[None, :] < size_other - left),
     )
 
 

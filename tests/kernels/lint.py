@@ -110,7 +110,7 @@ def record(arch: int, quick: bool) -> list[Launch]:
     original = JITFunction.run, problem.device, launch.matmul, config
     JITFunction.run, problem.Problem.config = run, remember
     problem.device = lambda index: (arch, 132)
-    launch.matmul = lambda a, b: a.new_empty(a.shape[0], b.shape[1], dtype=a.dtype).float()
+    launch.matmul = lambda a, b, out, add: None
     try:
         _exercise(backend, quick)
     finally:
