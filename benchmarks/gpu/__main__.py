@@ -82,9 +82,6 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["TRITON_INTERPRET"] = "1"
     if options.here:
         return _here(options)
-    from .. import report
-    from .stage import summarize
-
     stages = options.stage or [stage for stage in BUDGETS if stage != "tune"]
     failed = []
     for stage in stages:
@@ -93,8 +90,12 @@ def main(argv: list[str] | None = None) -> int:
             return code
         failed += [stage] if code else []
     if len(stages) > 1:
+        from .stage import summarize  # and torch with it
+
         print(summarize(options.out))
     if "peers" in stages and (options.out / "peers.json").exists():
+        from .. import report
+
         report.show(report.load(options.out), options.out)
     print(f"failed: {', '.join(failed)}" if failed else "every stage went well")
     return 1 if failed else 0

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -156,7 +156,7 @@ def beside_another_process(on: device.Cpu, case: Case, backend: str) -> dict:
     first, verdict = work(inputs), {}
     with ThreadPoolExecutor(1) as threads:
         other = threads.submit(fresh, "spawn", three_runs, on, case, backend)
-        while not other.done() and "failed" not in verdict:
+        while not wait([other], 0.05).done and "failed" not in verdict:
             verdict = same(work(inputs), first)
             on.synchronize()
         return verdict if "failed" in verdict else other.result()
