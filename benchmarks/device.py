@@ -5,12 +5,12 @@ Everything that only a GPU has stands here, so that the code around it runs on b
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,14 @@ class Cpu:
 
     def side_stream(self) -> Any:
         """A scope whose work runs beside the default stream, in order with what is around it."""
-        return nullcontext()
+        return contextlib.nullcontext()
+
+    def keep_busy(self) -> None:
+        """Delay what follows on the current stream by some milliseconds."""
+
+    def unsynchronized(self) -> Any:
+        """A scope in which waiting for the device is an error."""
+        return contextlib.nullcontext()
 
     def capture(self, work: Work) -> tuple[Work, Any]:
         """A function that replays ``work``, and what ``work`` returned: replays overwrite it."""
@@ -107,9 +114,10 @@ class Cuda(Cpu):
         }
         if shutil.which("nvidia-smi"):
             command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-            values = [value.strip() for value in answer.split("\n")[0].split(",")]
-            found["nvidia-smi"] = dict(zip(_QUERY, values, strict=False))
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                answer = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+                values = [value.strip() for value in answer.split("\n")[0].split(",")]
+                found["nvidia-smi"] = dict(zip(_QUERY, values, strict=False))
         return found
 
     def memory(self) -> int:
@@ -152,10 +160,23 @@ class Cuda(Cpu):
                 count, total = found.get(event.name, (0, 0.0))
                 found[event.name] = count + 1, total + event.device_time_total
         ordered = sorted(found.items(), key=lambda item: -item[1][1])
-        return [(name[:120], count, total) for name, (count, total) in ordered]
+        # nothing: the profiler does not work here, for every work launches something
+        return [(name[:120], count, total) for name, (count, total) in ordered] or None
 
     def side_stream(self) -> Any:
         return _SideStream()
+
+    def keep_busy(self) -> None:
+        torch.cuda._sleep(20_000_000)  # cycles
+
+    @contextlib.contextmanager
+    def unsynchronized(self) -> Iterator[None]:
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
     def capture(self, work: Work) -> tuple[Work, Any]:
         with _SideStream():  # as graphs ask for: lazy initialisation happens outside of them

@@ -1,12 +1,14 @@
-"""Tests run against the installed package; a bare checkout is loaded by path.
+"""Tests run against the installed package; in a bare checkout by a link to its folder ``fastcl``.
 
 The checkout's root must stay off sys.path, because its folder ``kernels`` would shadow any other
 package of that name.
 """
 
 import importlib.util
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 if importlib.util.find_spec("fastcl") is None:
-    spec = importlib.util.spec_from_file_location(
-        "fastcl", ROOT / "fastcl/__init__.py", submodule_search_locations=[str(ROOT / "fastcl")]
-    )
-    sys.modules["fastcl"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["fastcl"])
+    place = tempfile.TemporaryDirectory()
+    Path(place.name, "fastcl").symlink_to(ROOT / "fastcl")
+    sys.path.append(place.name)
+    # and for the processes that tests start
+    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), place.name]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 @pytest.fixture(autouse=True)

@@ -28,10 +28,14 @@ def _run(root, out, *arguments):
 
 def test_every_stage(root, tmp_path):
     """The whole way, then what each stage left behind."""
-    result = _run(root, tmp_path)
+    result = _run(root, tmp_path, "--wheel", "none.whl")  # tests/test_install.py has one
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "there is no none.whl" in result.stdout
     found = {f.stem: json.loads(f.read_text()) for f in tmp_path.glob("*.json")}
-    stages = {"correctness", "sanitize", "ceilings", "table", "peers", "cuda", "train", "profile"}
+    stages = {
+        "correctness", "sanitize", "ceilings", "table", "peers", "cuda", "wheel", "train",
+        "profile",
+    }  # fmt: skip
     assert set(found) == stages
     for name, stage in found.items():
         assert stage["ended"], name
@@ -100,7 +104,7 @@ def test_a_stage_that_hangs_or_dies_costs_itself_only(root, tmp_path, monkeypatc
     assert "failed: ceilings, table\n" in capsys.readouterr().out
     calls = (tmp_path / "calls").read_text().splitlines()
     ran = [line.split()[5] for line in calls]
-    assert ran == ["correctness", "sanitize", "peers", "cuda", "train", "profile"]
+    assert ran == ["correctness", "sanitize", "peers", "cuda", "wheel", "train", "profile"]
     assert all("--quick" in line for line in calls)
 
 
@@ -223,8 +227,10 @@ def _races(**cases):
         {"kind": "race", "kernel": "k", "declined": False, "ratio": ratio} for ratio in cases["of"]
     ]
     records += [{"kind": "race", "kernel": "k", "declined": True, "ratio": 0.5}, {"kind": "warm"}]
-    whole = {"ended": True, "failures": [], "skipped_for_time": [], "records": records}
-    return whole | {key: value for key, value in cases.items() if key != "of"}
+    whole = {"ended": True, "quick": False, "only": None, "failures": [], "skipped_for_time": []}
+    return (
+        whole | {"records": records} | {key: value for key, value in cases.items() if key != "of"}
+    )
 
 
 def test_the_speed_rule(root, monkeypatch):
@@ -235,7 +241,9 @@ def test_the_speed_rule(root, monkeypatch):
     assert verdicts(_races(of=[1.1, 3.0])) == {"k": True}
     assert verdicts(_races(of=[1.09, 3.0])) == {"k": False}
     assert verdicts(_races(of=[])) == {}
-    for trouble in ({"failures": ["x"]}, {"skipped_for_time": ["x"]}, {"ended": False}):
+    troubles = {"failures": ["x"], "skipped_for_time": ["x"], "ended": False}
+    troubles |= {"quick": True, "only": ["clip"]}
+    for trouble in ({key: value} for key, value in troubles.items()):
         assert verdicts(_races(of=[3.0], **trouble)) == {"k": False}
 
 

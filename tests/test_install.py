@@ -91,6 +91,7 @@ def test_pure_wheel_outside_the_checkout(source, tmp_path):
     assert said["finite"]
     if sys.platform == "linux":
         bench_from(site, elsewhere)
+    stage_of_the_wheel(source, tmp_path / "gpu")
 
 
 def bench_from(site, elsewhere):
@@ -113,6 +114,18 @@ def bench_from(site, elsewhere):
     for record in case["contestants"].values():
         assert record["median_ms"] > 0
         assert record["memory_mb"] >= 0
+
+
+def stage_of_the_wheel(source, out):
+    """What a GPU is asked about dist/'s wheel, as far as a processor can answer."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--toy", "--stage", "wheel", "--out", out]
+    run = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    records = json.loads((out / "wheel.json").read_text())["records"]
+    assert [record["kind"] for record in records] == [
+        "installed", "serves", "new thread", "right", "three runs", "side stream", "graph",
+        "without waiting", "other device", "beside another process",
+    ]  # fmt: skip
 
 
 def test_build_without_a_compiler(source):

@@ -6,13 +6,14 @@
     table         time, work, memory, error and launches of the losses
     peers         other libraries side by side, in one process per precision
     cuda          CUDA C++ kernels: the same checks, and which are faster than Triton
+    wheel         the wheel in dist/, installed elsewhere: its module, streams, graphs, threads
     train         SimCLR, MoCo and code search end to end, beside a CPU's scores; steps in graphs
     profile       hardware counters of the kernels that matter, where ncu is installed
     tune          times other tiles and writes a table of configurations; runs only when named
 
-Each stage is a process of its own and ends by itself; what it did not come to, it says. DIR gets
-STAGE.json while it runs, summary.txt, and two pictures of the peers. ``--toy`` takes the same way
-through Triton's interpreter at toy sizes, without a GPU.
+Each stage is a process of its own and ends by itself, or is ended; what it did not come to, it
+says. DIR gets STAGE.json while it runs, summary.txt, and two pictures of the peers. ``--toy`` takes
+the same way through Triton's interpreter at toy sizes, without a GPU.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from pathlib import Path
 # stage -> seconds after which it begins nothing new; a command may have to end in ten minutes
 BUDGETS = {
     "correctness": 450, "sanitize": 400, "ceilings": 120, "table": 480, "peers": 480, "cuda": 480,
-    "train": 480, "profile": 300, "tune": 480,
+    "wheel": 240, "train": 480, "profile": 300, "tune": 480,
 }  # fmt: skip
 _GRACE = 90  # seconds beyond, for what has begun
+_NO_GPU = 2  # exit code
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -40,25 +42,29 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--stage", choices=BUDGETS, help="one; by default all but tune")
+    parser.add_argument("--stage", nargs="+", choices=BUDGETS, help="by default all but tune")
     parser.add_argument("--seconds", type=float, help="budget of each stage instead of its own")
     parser.add_argument("--workers", type=int, help="processes that compile; 16 by default")
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help="instead of the one in dist/")
     parser.add_argument("--only", nargs="+", metavar="SUBSTRING", help="cases whose name holds one")
     parser.add_argument("--quick", action="store_true", help="fewer cases")
     parser.add_argument("--toy", action="store_true", help="through the interpreter, tiny, no GPU")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process
     return parser.parse_args(argv)
 
 
 def _in_a_process(stage: str, options: argparse.Namespace) -> int:
     """The exit code of ``stage``, run by itself; stopped with all it started if it hangs."""
     command = [sys.executable, "-m", __package__, "--out", str(options.out), "--stage", stage]
+    command += ["--here"]
     command += [f"--{flag}" for flag in ("quick", "toy") if getattr(options, flag)]
-    for name in ("seconds", "workers"):
+    for name in ("seconds", "workers", "wheel"):
         value = getattr(options, name)
         command += [] if value is None else [f"--{name}", str(value)]
     command += ["--only", *options.only] if options.only else []
     budget = options.seconds or BUDGETS[stage]
-    process = subprocess.Popen(command, start_new_session=True)
+    # a group, for what it starts itself; no session: it shall not outlive what started this
+    process = subprocess.Popen(command, preexec_fn=os.setpgrp)
     try:
         return process.wait(budget + _GRACE)
     except subprocess.TimeoutExpired:
@@ -66,43 +72,62 @@ def _in_a_process(stage: str, options: argparse.Namespace) -> int:
         return 1
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its session: children of a crash too
+            os.killpg(process.pid, signal.SIGKILL)  # children of a crash too
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage here, or all in processes of their own; 0 if all went well."""
+    """Run stages, each in a process of its own; 0 if all went well."""
     options = _arguments(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.toy:  # before Triton is imported
         os.environ["TRITON_INTERPRET"] = "1"
-    from .. import report
-    from .stage import Stage, summarize
+    if options.here:
+        return _here(options)
+    stages = options.stage or [stage for stage in BUDGETS if stage != "tune"]
+    failed = []
+    for stage in stages:
+        code = _in_a_process(stage, options)
+        if code == _NO_GPU:
+            return code
+        failed += [stage] if code else []
+    if len(stages) > 1:
+        from .stage import summarize  # and torch with it
 
-    if options.stage is None:
-        stages = [stage for stage in BUDGETS if stage != "tune"]
-        failed = [stage for stage in stages if _in_a_process(stage, options)]
         print(summarize(options.out))
-        if (options.out / "peers.json").exists():
-            report.show(report.load(options.out), options.out)
-        print(f"failed: {', '.join(failed)}" if failed else "every stage went well")
-        return 1 if failed else 0
+    if "peers" in stages and (options.out / "peers.json").exists():
+        from .. import report
 
+        report.show(report.load(options.out), options.out)
+    print(f"failed: {', '.join(failed)}" if failed else "every stage went well")
+    return 1 if failed else 0
+
+
+def _here(options: argparse.Namespace) -> int:
+    """The one stage of ``options``, in this process."""
     import torch
 
+    from .stage import Stage, summarize
+
+    (name,) = options.stage
     if not options.toy and not torch.cuda.is_available():
         print("no CUDA device; --toy runs through Triton's interpreter instead")
-        return 2
+        return _NO_GPU
     stage = Stage(
-        options.stage, options.out, options.seconds or BUDGETS[options.stage],
-        options.quick, options.toy, options.workers or (2 if options.toy else 16), options.only,
+        name, options.out, options.seconds or BUDGETS[name], options.quick, options.toy,
+        options.workers or (2 if options.toy else 16), options.only,
+        options.wheel,
     )  # fmt: skip
     try:
-        importlib.import_module(f".{options.stage}", __package__).run(stage)
+        importlib.import_module(f".{name}", __package__).run(stage)
+    except BaseException as error:  # in the file as well: a run that broke off proves nothing
+        stage.add({"kind": "stage", "case": name, "failed": repr(error)})
+        raise
     finally:
         stage.close()
-        print(summarize(options.out, only=options.stage), flush=True)
+        print(summarize(options.out, only=name), flush=True)
     return 1 if stage.failures else 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stage too
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -137,8 +138,9 @@ def _losses(stage: Stage) -> list[Case]:
     ]
 
 
-def _step(case: Case):
-    (contestant,) = fastcl_backends(("triton",))
+def step_of(case: Case, backend: str) -> Callable[[list], list]:
+    """Forward and backward of ``case`` by ``backend``, as a function of its inputs."""
+    (contestant,) = fastcl_backends((backend,))
     step = contestant.builders[case.task](case)
 
     def work(inputs):
@@ -148,15 +150,16 @@ def _step(case: Case):
     return work
 
 
-def _same(ours: list, exact: list) -> dict:
+def same(ours: list, exact: list) -> dict:
+    """A record that says whether all bits are equal."""
     if all(torch.equal(a, b) for a, b in zip(ours, exact, strict=True)):
         return {"identical": True}
     return {"identical": False, "failed": "bits differ"}
 
 
-def graph(on: device.Cpu, case: Case) -> dict:
+def graph(on: device.Cpu, case: Case, backend: str = "triton") -> dict:
     """A captured step gives an eager step's bits, also for inputs that came after the capture."""
-    work, inputs = _step(case), case.inputs(on.name)
+    work, inputs = step_of(case, backend), case.inputs(on.name)
     later = case.inputs(on.name)
     with torch.no_grad():
         for x in later[:2]:
@@ -165,7 +168,7 @@ def graph(on: device.Cpu, case: Case) -> dict:
     replay, results = on.capture(lambda: work(inputs))
     replay()
     on.synchronize()
-    verdict = _same(results, first)
+    verdict = same(results, first)
     if not on.graphs or not verdict["identical"]:
         return verdict
     with torch.no_grad():
@@ -173,26 +176,34 @@ def graph(on: device.Cpu, case: Case) -> dict:
             x.copy_(y)
     replay()
     on.synchronize()
-    return _same(results, second)
+    return same(results, second)
 
 
-def side_stream(on: device.Cpu, case: Case) -> dict:
-    """A step on another stream than the default one gives the same bits."""
-    work, inputs = _step(case), case.inputs(on.name)
+def side_stream(on: device.Cpu, case: Case, backend: str = "triton") -> dict:
+    """A step on another stream than the default one comes after the work queued there.
+
+    Its inputs are still zeros when it is launched: launches on any other stream would see that.
+    """
+    work, inputs = step_of(case, backend), case.inputs(on.name)
     exact = work(inputs)
+    late = [torch.zeros_like(x, requires_grad=x.requires_grad) for x in inputs]
     on.synchronize()
     with on.side_stream():
-        ours = work(inputs)
+        on.keep_busy()
+        with torch.no_grad():
+            for x, y in zip(late, inputs, strict=True):
+                x.copy_(y)
+        ours = [x.clone() for x in work(late)]
     on.synchronize()
-    return _same(ours, exact)
+    return same(ours, exact)
 
 
-def three_runs(on: device.Cpu, case: Case) -> dict:
+def three_runs(on: device.Cpu, case: Case, backend: str = "triton") -> dict:
     """Bits of three runs."""
-    work, inputs = _step(case), case.inputs(on.name)
+    work, inputs = step_of(case, backend), case.inputs(on.name)
     first = work(inputs)
     for _ in range(2):
-        verdict = _same(work(inputs), first)
+        verdict = same(work(inputs), first)
         if "failed" in verdict:
             break
     return verdict

@@ -29,15 +29,16 @@ class Stage:
         device: where it measures.
         quick, toy: fewer cases; tiny ones through the interpreter.
         workers: processes at a time where several compile.
+        wheel: the one to try, if not that in dist.
         failures: what went wrong, one line each.
     """
 
     def __init__(
         self, name: str, out: Path, seconds: float, quick: bool, toy: bool, workers: int,
-        only: list[str] | None = None,
+        only: list[str] | None = None, wheel: Path | None = None,
     ):  # fmt: skip
         self.name, self.out, self.quick, self.toy, self.workers = name, out, quick, toy, workers
-        self._only = only
+        self._only, self.wheel = only, wheel
         self.device = device.of("cpu" if toy else "cuda")
         self.failures: list[str] = []
         self._begun, self._end = time.time(), time.time() + seconds
@@ -58,12 +59,14 @@ class Stage:
         """Seconds until nothing new may begin."""
         return self._end - time.time()
 
-    def add(self, record: dict) -> None:
-        """Keep and write ``record``; one with ``"failed"`` counts as a failure."""
-        self._records.append(record)
-        if "failed" in record:
-            self.failures.append(f"{record.get('case', record.get('kind'))}: {record['failed']}")
-            print(f"  FAILED {self.failures[-1]}", flush=True)
+    def add(self, *records: dict) -> None:
+        """Keep ``records`` and write the file; one with ``"failed"`` counts as a failure."""
+        for record in records:
+            self._records.append(record)
+            if "failed" in record:
+                what = record.get("case", record.get("kind"))
+                self.failures.append(f"{what}: {record['failed']}")
+                print(f"  FAILED {self.failures[-1]}", flush=True)
         self._write()
 
     def skip(self, what: str) -> None:
@@ -107,8 +110,8 @@ class Stage:
                 for record in records:
                     if "skipped" in record:
                         self.skip(record["skipped"])
-                    else:
-                        self.add(record)
+                # at once: writing ten thousand one by one would take longer than making them
+                self.add(*(record for record in records if "skipped" not in record))
 
     def _one(self, function: Callable, group: tuple) -> list[dict]:
         if self.left() <= 0:
@@ -137,6 +140,8 @@ class Stage:
             "stage": self.name,
             "machine": self._machine,
             "device_before": self._before,
+            "quick": self.quick,
+            "only": self._only,
             "seconds": time.time() - self._begun,
             "ended": ended,
             "failures": self.failures,
@@ -145,7 +150,7 @@ class Stage:
         }
         if ended:
             found["device_after"] = self.device.describe()
-        partial_file = self.out / f".{self.name}.json"
+        partial_file = self.out / f"{self.name}.partial"
         partial_file.write_text(json.dumps(found, indent=1, default=str) + "\n")
         partial_file.replace(self.out / f"{self.name}.json")
 

@@ -92,7 +92,10 @@ def check_eps(eps: float) -> None:
 
 def autocast_enabled(device: str) -> bool:
     """Whether autocast is on for a device type; false for those that have none (meta)."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # the question breaks compiled graphs up to torch 2.11, so it is not asked of these two
+    if device not in ("cpu", "cuda") and not torch.amp.is_autocast_available(device):
+        return False
+    return torch.is_autocast_enabled(device)
 
 
 def check_same_width(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
