@@ -26,7 +26,9 @@ _EXPONENTIAL = (
     "both_fixed",
     "both_online",
 )  # weights of scores in log2 units
-_ROOM = 14  # binary orders of magnitude that weights are lifted by, so that fp16 can hold them
+# Binary orders of magnitude that the largest gradient is lifted by, so that fp16 holds weights down
+# to small ones: a weight is at most two gradients, each below 2^(_ROOM + 1), and fp16 ends at 2^16.
+_ROOM = 13
 
 
 def mean_in_one_sweep(p: Problem) -> bool:
@@ -105,14 +107,15 @@ def logsumexp_and_mean(p: Problem, offset: Tensor, maxima: bool):
         p, config, splits, Weights("exp"), offset=offset, out=out, row_sums=sums, tops=tops,
         maxima=maxima,
     )  # fmt: skip
+    out = out[0] if splits == 1 else _add_slots(out)
     return _finish(p, offset, (sums, tops, splits), (sums, tops, 0), maxima, means=out)
 
 
 def mean(p: Problem, logsum: Tensor, offset: Tensor) -> Tensor:
     """Softmax-weighted mean of the other rows, given the log-sum-exps."""
     empty = torch.isneginf(logsum)
-    gain = torch.where(empty, 0.0, 2.0**_ROOM)
-    shift = torch.where(empty, 0.0, logsum * _LOG2E)
+    gain = torch.full_like(logsum, 2.0**_ROOM).masked_fill_(empty, 0.0)
+    shift = (logsum * _LOG2E).masked_fill_(empty, 0.0)
     factor = torch.full_like(p.scale, 2.0**-_ROOM)
     weights = [Weights("own", own_gain=gain, own_shift=shift)]
     return multiply(p, weights, offset, factor)[0]
@@ -157,9 +160,10 @@ def _launch_product(
 def _add_slots(slots: Tensor, factor: Tensor | None = None) -> Tensor:
     """Slots [count, ...] added in order."""
     out = slots.new_empty(slots.shape[1:])
-    product.add_slots[(ceil(out.numel(), 1024),)](
-        slots, factor, out, slots.shape[0], out.numel(), FACTOR=factor is not None, BLOCK=1024
-    )
+    product.add_slots[(ceil(out.numel(), 512),)](
+        slots, factor, out, slots.shape[0], out.numel(), FACTOR=factor is not None, BLOCK=512,
+        **configs.FUSION,
+    )  # fmt: skip
     return out
 
 
@@ -175,7 +179,7 @@ def multiply(
         chunks = _weight_chunks(p, weights, offset)
         weighted, total = p.new(len(p.own), p.width), p.new(len(p.own) if want_sums else 0)
         for rows, w in chunks:
-            weighted[rows] = matmul(w, p.other.rows)
+            matmul(w, p.other.rows, out=weighted[rows])
             if want_sums:
                 total[rows] = w.sum(1, dtype=torch.float32)
         if factor is not None:
@@ -212,22 +216,19 @@ def _weight_chunks(p: Problem, weights: list[Weights], offset: Tensor):
     for begin in range(0, n, height):
         rows = min(height, n - begin)
         for form in weights:
-            product.write_weights[(ceil(rows, config.own), ceil(m, config.other))](
+            product.write_weights[(ceil(rows, config.own) * ceil(m, config.other),)](
                 p.own.rows, p.other.rows, p.scale, offset, out=chunk, begin=begin, rows=rows,
                 **form.arguments(p), **p.rule(), **p.tile(config),
             )  # fmt: skip
         yield slice(begin, begin + rows), chunk[:rows]
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a b in fp32; 16-bit operands keep fp32 sums."""
-    if a.dtype != b.dtype:
-        b = b.to(a.dtype)
-    if a.dtype == torch.float32:
-        return torch.mm(a, b)
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a.float(), b.float())
+def matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """a b in fp32, into ``out``; 16-bit operands keep fp32 sums."""
+    if a.dtype != torch.float32 and a.is_cuda:
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(a.float(), b.float(), out=out)
 
 
 @dataclass
@@ -247,7 +248,7 @@ def gains(p: Problem, grads: list[Tensor], logsums: list[Tensor], offset: Tensor
     tops = p.new(2 * programs)
     product.largest_gradient[(programs,)](
         grads[0], logsums[0], grads[last], logsums[last], tops,
-        grads[0].numel(), grads[last].numel() if last else 0, BLOCK=1024,
+        grads[0].numel(), grads[last].numel() if last else 0, BLOCK=1024, **configs.FUSION,
     )  # fmt: skip
     unit = p.new(2)
     sides = []
@@ -255,7 +256,7 @@ def gains(p: Problem, grads: list[Tensor], logsums: list[Tensor], offset: Tensor
         side = Gains(*(torch.empty_like(logsum) for _ in range(3)))
         product.gains[(ceil(grad.numel(), 1024),)](
             grad, logsum, tops, p.scale, offset, side.gain, side.shift, side.ratio, unit,
-            grad.numel(), SLOTS=2 * programs, ROOM=_ROOM, BLOCK=1024,
+            grad.numel(), SLOTS=2 * programs, ROOM=_ROOM, BLOCK=1024, **configs.FUSION,
         )  # fmt: skip
         sides.append(side)
     return sides, unit
@@ -299,7 +300,7 @@ def largest(p: Problem, k: int, below: Tensor | None) -> tuple[Tensor, Tensor]:
 def _row_blocks(n: int, d: int) -> dict[str, int]:
     block = min(1024, 1 << max(4, (d - 1).bit_length()))
     rows = max(1, 2048 // block)
-    return {"BLOCK": block, "ROWS": rows, "num_warps": 4}
+    return {"BLOCK": block, "ROWS": rows, "num_warps": 4, **configs.FUSION}
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -297,7 +297,7 @@ def write_weights(
 ):  # fmt: skip
     """W of own rows [begin, begin + rows) against all others, as out [rows, M] in out's dtype.
 
-    Grid (own blocks of the chunk, other blocks).
+    Grid (own blocks of the chunk * other blocks,): a second dimension ends at 65535 blocks.
     """
     shift = 0.0
     if WEIGHT == "both_fixed" or WEIGHT == "both_online":
@@ -308,8 +308,10 @@ def write_weights(
     if WEIGHT == "both_online":
         if shift == shift:
             return
-    first = begin + tl.program_id(0) * OWN
-    start = tl.program_id(1) * OTHER
+    blocks = tl.cdiv(rows, OWN)
+    block = tl.program_id(0) % blocks
+    first = begin + block * OWN
+    start = tl.program_id(0) // blocks * OTHER
     held = own
     if BD == D:
         held = load_rows(own, first, size_own, 0, D, D, OWN)
@@ -322,7 +324,7 @@ def write_weights(
         size_other, skip0, skip1, skip2, D, BD, OWN, OTHER, OWN_BIAS, OTHER_BIAS, RELATION, SKIPS,
         WEIGHT, GAIN, UNIT, True, PRECISION, EMULATE,
     )  # fmt: skip
-    row = tl.program_id(0) * OWN + tl.arange(0, OWN)
+    row = block * OWN + tl.arange(0, OWN)
     column = start + tl.arange(0, OTHER)
     at = row[:, None].to(tl.int64) * size_other + column[None, :]
     tl.store(
@@ -334,13 +336,17 @@ def write_weights(
 
 @triton.jit
 def add_slots(slots, factor, out, count, size, FACTOR: tl.constexpr, BLOCK: tl.constexpr):
-    """out [size] = factor * the sum of slots [count, size], added in order."""
+    """out [size] = factor * the sum of slots [count, size], added in order, eight at a time."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for slot in range(0, count):
-        total += tl.load(
-            slots + tl.cast(slot, tl.int64) * size + index, mask=index < size, other=0.0
+    for slot in range(0, count, 8):
+        which = slot + tl.arange(0, 8)[:, None]
+        part = tl.load(
+            slots + which.to(tl.int64) * size + index[None, :],
+            mask=(which < count) & (index[None, :] < size),
+            other=0.0,
         )
+        total += tl.sum(part, 0)
     if FACTOR:
         total = total * tl.load(factor)
     tl.store(out + index, total, mask=index < size)

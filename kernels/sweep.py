@@ -230,14 +230,24 @@ def sweep(
 
 
 @triton.jit
-def _merge_slots(value, slots, begin, end, first, size, MAXIMA: tl.constexpr, ROWS: tl.constexpr):
-    """Add slots [begin, end) of a block of rows, eight at a time and in order; or their maxima."""
+def _merge_slots(
+    value, slots, count, first, size, TRIANGLE: tl.constexpr, MAXIMA: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Add slots of a block of rows, eight at a time and in order; or take their maxima. With a
+    TRIANGLE a row has slots only after that of its own block of so many rows."""
     index = first + tl.arange(0, ROWS)
-    for slot in range(begin, end, 8):
+    begin = 0
+    if TRIANGLE > 0:
+        begin = first // TRIANGLE + 1
+    for slot in range(begin, count, 8):
         which = slot + tl.arange(0, 8)
+        written = (which[:, None] < count) & (index[None, :] < size)
+        if TRIANGLE > 0:
+            written = written & (which[:, None] > index[None, :] // TRIANGLE)
         part = tl.load(
             slots + which[:, None].to(tl.int64) * size + index[None, :],
-            mask=(which[:, None] < end) & (index[None, :] < size),
+            mask=written,
             other=-NEVER if MAXIMA else 0.0,
         )
         if MAXIMA:
@@ -263,34 +273,28 @@ def finish(
     not rely on it. Every program that writes the offset writes the same value.
 
     Grid (row blocks,). TRIANGLE is the sweep's own block where only slots of later blocks were
-    written, else 0. With MEAN, ``means`` [own_count, N, D] becomes the softmax-weighted mean of
-    the other rows.
+    written, else 0. With MEAN, ``means`` [N, D], the rows times their exponentials, becomes the
+    softmax-weighted mean of the other rows.
     """
     first = tl.program_id(0) * OWN
     index = first + tl.arange(0, OWN)
     inside = index < size_own
     total = tl.zeros([OWN], tl.float32)
-    total = _merge_slots(total, own_slots, 0, own_count, first, size_own, False, OWN)
-    begin = 0
-    if TRIANGLE > 0:
-        begin = first // TRIANGLE + 1
-    total = _merge_slots(total, other_slots, begin, other_count, first, size_own, False, OWN)
+    total = _merge_slots(total, own_slots, own_count, first, size_own, 0, False, OWN)
+    total = _merge_slots(total, other_slots, other_count, first, size_own, TRIANGLE, False, OWN)
     # not read from ``offset``, which another program may be setting to NaN just now
     fixed = exponent_offset(tl.load(scale), tl.maximum(size_own, size_other)) * LN2
     top = tl.full([OWN], -NEVER, tl.float32)
     if MAXIMA:
-        top = _merge_slots(top, own_tops, 0, own_count, first, size_own, True, OWN)
-        top = _merge_slots(top, other_tops, begin, other_count, first, size_own, True, OWN)
+        top = _merge_slots(top, own_tops, own_count, first, size_own, 0, True, OWN)
+        top = _merge_slots(top, other_tops, other_count, first, size_own, TRIANGLE, True, OWN)
         top = tl.where(top > -0.5 * NEVER, top * LN2 + fixed, -float("inf"))
     result = tl.log2(total) * LN2 + fixed
     lost = inside & ((total < LOST) | (total == float("inf")))
     columns = tl.arange(0, D)[None, :] if MEAN else index
     place = index[:, None].to(tl.int64) * D + columns if MEAN else index
     if MEAN:
-        average = tl.zeros([OWN, D], tl.float32)
-        for slot in range(0, own_count):
-            start = means + tl.cast(slot, tl.int64) * size_own * D
-            average += tl.load(start + place, mask=inside[:, None], other=0.0)
+        average = tl.load(means + place, mask=inside[:, None], other=0.0)
         average = average / tl.where(total > 0, total, 1.0)[:, None]
     if tl.max(lost.to(tl.int32), 0) > 0:
         held = own

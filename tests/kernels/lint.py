@@ -34,10 +34,6 @@ SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}  # bytes per multipro
 # per tile; fp32 spends 12 times the products, and on sm_80 columns are spread over more warps
 SHUFFLES = {("*bf16", 90): 8, ("*fp16", 90): 8, ("*fp32", 90): 32}
 SHUFFLES |= {(dtype, 80): 32 for dtype in ("*bf16", "*fp16", "*fp32")}
-_POINTERS = {
-    "torch.float32": "*fp32", "torch.bfloat16": "*bf16", "torch.float16": "*fp16",
-    "torch.int64": "*i64",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,17 +83,23 @@ class Report:
 
 
 def record(arch: int, quick: bool) -> list[Launch]:
-    """The distinct launches of the Triton backend on compute capability ``arch``."""
+    """The distinct launches of the Triton backend on compute capability ``arch``.
+
+    Triton's own launch path binds and specialises the arguments, on a device that is only named,
+    and is stopped where it would compile: what is checked is what a GPU gets.
+    """
+    import triton
     from fastcl.kernels import launch, problem
-    from triton.runtime.jit import JITFunction
+    from triton.runtime.driver import driver
 
     from fastcl.ops import triton as backend
 
     launches: dict[Launch, None] = {}
-    claimed = {}
+    claimed: dict[str, int] = {}
 
-    def run(self, *args, grid, warmup, **kwargs):
-        launches[_describe(self, args, kwargs, claimed)] = None
+    def note(*, fn, compile, **_):
+        launches[_describe(fn.jit_function, compile, claimed)] = None
+        return True  # as if somebody else had compiled it
 
     config = problem.Problem.config
 
@@ -107,39 +109,45 @@ def record(arch: int, quick: bool) -> list[Launch]:
         claimed[names.get(kernel, kernel)] = entry.programs
         return entry
 
-    original = JITFunction.run, problem.device, launch.matmul, config
-    JITFunction.run, problem.Problem.config = run, remember
+    knobs = triton.knobs.runtime
+    original = problem.device, launch.matmul, config, knobs.jit_cache_hook
+    problem.Problem.config, knobs.jit_cache_hook = remember, note
     problem.device = lambda index: (arch, 132)
-    launch.matmul = lambda a, b: a.new_empty(a.shape[0], b.shape[1], dtype=a.dtype).float()
+    launch.matmul = lambda a, b, out: None
+    driver.set_active(_Named(arch))
     try:
         _exercise(backend, quick)
     finally:
-        JITFunction.run, problem.device, launch.matmul, problem.Problem.config = original
+        problem.device, launch.matmul, problem.Problem.config, knobs.jit_cache_hook = original
     return list(launches)
 
 
-def _describe(kernel, args, kwargs, claimed) -> Launch:
-    options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+class _Named:
+    """What Triton asks of a driver before it compiles; each architecture is a device."""
+
+    def __init__(self, arch: int):
+        self.arch = arch
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+
+def _describe(kernel, compiled: dict, claimed: dict[str, int]) -> Launch:
     names = kernel.arg_names
-    values = dict(zip(names, args, strict=False)) | kwargs
-    signature, constants, aligned = [], [], []
-    for parameter in kernel.params:
-        name, value = parameter.name, values[parameter.name]
-        if parameter.is_constexpr or value is None:
-            signature.append((name, "constexpr"))
-            constants.append((name, value))
-        elif hasattr(value, "dtype"):
-            signature.append((name, _POINTERS[str(value.dtype)]))
-            aligned.append(name)
-        elif isinstance(value, float):
-            signature.append((name, "fp32"))
-        else:
-            signature.append((name, "i32"))
-            if not parameter.do_not_specialize and value % 16 == 0:
-                aligned.append(name)
+    options = {key: compiled[key] for key in ("num_warps", "num_stages", "enable_fp_fusion")}
     return Launch(
-        kernel.fn.__module__, kernel.fn.__name__, tuple(signature), tuple(constants),
-        tuple(aligned), tuple(options.items()),
+        kernel.fn.__module__, kernel.fn.__name__, tuple(compiled["signature"].items()),
+        tuple((names[at], value) for (at,), value in compiled["constants"].items()),
+        tuple(names[at] for (at,), known in compiled["configs"][0].items() if known),
+        tuple(options.items()),
         claimed.get(kernel.fn.__name__, 0) if "own" in names else 0,
     )  # fmt: skip
 

@@ -5,6 +5,8 @@ that only large or awkward problems take, made small by narrowing the table's ru
 matrix of tests/ops/test_backends.py runs under ``make test-triton-full``.
 """
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,6 +131,53 @@ def test_rows_out_of_the_offset_s_range(symmetric, sign):
 
     for ours, exact in zip(run("triton"), run("reference"), strict=True):
         assert float((ours - exact).norm()) <= 5e-5 * float(exact.norm())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_both_directions_fit_fp16(symmetric):
+    """Rows and columns of one pair each weigh it twice with the gradient, here just below a power
+    of two: their sum may not reach 65520, which fp16 takes for infinity."""
+    q, k = F.normalize(torch.randn(2, 24)).half(), F.normalize(torch.randn(2, 24)).half()
+    pairs = Pairs(skip=(0,))
+
+    def run(backend, dtype):
+        leaf = q.to(dtype).requires_grad_()
+        with fastcl.use_backend(backend):
+            keys = None if symmetric else k.to(dtype)
+            sums = similarity_logsumexp(leaf, keys, 4.0, columns=not symmetric, pairs=pairs)
+            total = sums.rows.sum() + sums.columns.sum()
+            return torch.autograd.grad(total * (1 - 2.0**-20), leaf)[0].double()
+
+    exact = run("reference", torch.float64)
+    assert float((run("triton", torch.float16) - exact).norm() / exact.norm()) < 2e-3
+
+
+def test_finish_with_taller_blocks_than_the_sweep(monkeypatch):
+    """The slots of a triangle begin after a row's own block of the sweep, not of ``finish``."""
+    from fastcl.kernels.problem import Problem
+
+    config = Problem.config
+
+    def low(self, kernel):
+        entry = config(self, kernel)
+        return dataclasses.replace(entry, own=32) if kernel.startswith("sweep") else entry
+
+    monkeypatch.setattr(Problem, "config", low)
+    _judge("logsumexp", SHAPES[9], "random", "offsets", 0.1)
+
+
+def test_another_default_dtype():
+    """Models are built under torch.set_default_dtype; no kernel takes what it makes of a number."""
+    q, k = torch.randn(9, 24).half().requires_grad_(), torch.randn(20, 24).half()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with fastcl.use_backend("triton"):
+            for columns in (False, True):
+                similarity_logsumexp(q, k, 1.0, columns=columns).rows.sum().backward()
+            similarity_sum(q, k, 1.0, phi="softplus").sum().backward()
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
