@@ -167,6 +167,37 @@ def _add_slots(slots: Tensor, factor: Tensor | None = None) -> Tensor:
     return out
 
 
+@dataclass
+class Want:
+    """Of one side's W k and W 1, what is wanted, and what it is multiplied by."""
+
+    product: bool
+    sums: bool
+    factor: Tensor | None
+
+    def __bool__(self) -> bool:
+        return self.product or self.sums
+
+
+def multiply_both(
+    p: Problem, own: list[Weights], other: list[Weights], offset: Tensor, wants: list[Want],
+    symmetric: bool,
+) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Of own rows and of other rows, what is wanted of :func:`multiply`.
+
+    ``own`` and ``other`` are forms of the same W with either side as rows. Where rows are too wide
+    to be multiplied in the tile, it is written once for both. ``symmetric``: so is W, and its
+    triangle is enough for the own rows; other rows want nothing.
+    """
+    if p.streamed and any(want.product for want in wants):
+        return _multiply_wide(p, own, offset, wants, symmetric)
+    nothing = p.new(0), p.new(0)
+    return [
+        multiply(side, forms, offset, want.factor, want.product, want.sums) if want else nothing
+        for side, forms, want in zip((p, p.flip()), (own, other), wants, strict=True)
+    ]
+
+
 def multiply(
     p: Problem, weights: list[Weights], offset: Tensor, factor: Tensor | None,
     want_product: bool = True, want_sums: bool = False,
@@ -175,17 +206,9 @@ def multiply(
 
     ``weights`` are forms of the same W of which one is valid: launches of the others return.
     """
-    if p.width > p.held_width and want_product:
-        chunks = _weight_chunks(p, weights, offset)
-        weighted, total = p.new(len(p.own), p.width), p.new(len(p.own) if want_sums else 0)
-        for rows, w in chunks:
-            matmul(w, p.other.rows, out=weighted[rows])
-            if want_sums:
-                total[rows] = w.sum(1, dtype=torch.float32)
-        if factor is not None:
-            weighted.mul_(factor)
-            total.mul_(factor)
-        return weighted, total
+    if p.streamed and want_product:
+        wants = [Want(True, want_sums, factor), Want(False, False, None)]
+        return _multiply_wide(p, weights, offset, wants, False)[0]
     config = p.config("product")
     splits = p.splits(config)
     n = len(p.own)
@@ -204,31 +227,82 @@ def multiply(
     return weighted, total
 
 
-def _weight_chunks(p: Problem, weights: list[Weights], offset: Tensor):
-    """Own rows in chunks, as a slice, and W [rows, M] in the operands' dtype."""
+def _multiply_wide(
+    p: Problem, weights: list[Weights], offset: Tensor, wants: list[Want], symmetric: bool
+) -> list[tuple[Tensor, Tensor]]:
+    own, other = wants
+    results = [
+        (p.new(size if want.product else 0, p.width), p.new(size if want.sums else 0))
+        for size, want in zip((len(p.own), len(p.other)), wants, strict=True)
+    ]
+    (product, sums), (other_product, other_sums) = results
+    for rows, w in _weight_chunks(p, weights, offset, symmetric):
+        add = rows.start > 0  # the first chunk reaches all other rows
+        if symmetric:
+            matmul(w, p.own.rows[rows.start :], product[rows], add)
+            if rows.stop < len(p.own):
+                right = w[:, rows.stop - rows.start :]
+                matmul(right.t(), p.own.rows[rows], product[rows.stop :], add)
+            continue
+        if own.product:
+            matmul(w, p.other.rows, product[rows], False)
+        if own.sums:
+            torch.sum(w, 1, dtype=torch.float32, out=sums[rows])
+        if other.product:
+            matmul(w.t(), p.own.rows[rows], other_product, add)
+        if other.sums:
+            part = w.sum(0, dtype=torch.float32)
+            other_sums.copy_(other_sums + part if add else part)
+    for result, want in zip(results, wants, strict=True):
+        if want.factor is not None:
+            for x in result:
+                x.mul_(want.factor)
+    return results
+
+
+def _weight_chunks(p: Problem, weights: list[Weights], offset: Tensor, symmetric: bool):
+    """Own rows in chunks, as a slice, and W [rows, M] in the operands' dtype; of a symmetric
+    problem its columns from the chunk's first row on."""
     config = p.config("weights")
     n, m = len(p.own), len(p.other)
     dtype = torch.float32 if weights[0].wide else p.own.rows.dtype
-    size = torch.empty((), dtype=dtype).element_size() * m
-    height = max(config.own, configs.RULES["chunk_bytes"] // size)
-    height = min(n, config.own * (height // config.own))
-    chunk = torch.empty(height, m, dtype=dtype, device=p.scale.device)
-    for begin in range(0, n, height):
-        rows = min(height, n - begin)
+    pitch = _pitch(m)
+    most = config.own * ceil(n, config.own) * pitch
+    size = min(most, max(config.own * pitch, configs.RULES["chunk_bytes"] // dtype.itemsize))
+    buffer = torch.empty(size, dtype=dtype, device=p.scale.device)
+    begin = 0
+    while begin < n:
+        left = begin if symmetric else 0
+        pitch = _pitch(m - left)
+        rows = min(n - begin, config.own * (size // (config.own * pitch)))
+        chunk = buffer[: rows * pitch].view(rows, pitch)
         for form in weights:
-            product.write_weights[(ceil(rows, config.own) * ceil(m, config.other),)](
+            blocks = ceil(rows, config.own) * ceil(m - left, config.other)
+            product.write_weights[(blocks,)](
                 p.own.rows, p.other.rows, p.scale, offset, out=chunk, begin=begin, rows=rows,
-                **form.arguments(p), **p.rule(), **p.tile(config),
+                left=left, pitch=pitch, **form.arguments(p), **p.rule(), **p.tile(config),
             )  # fmt: skip
-        yield slice(begin, begin + rows), chunk[:rows]
+        yield slice(begin, begin + rows), chunk[:, : m - left]
+        begin += rows
 
 
-def matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """a b in fp32, into ``out``; 16-bit operands keep fp32 sums."""
+def _pitch(columns: int) -> int:
+    """The next multiple of 16: what Triton knows of a size, and more than the 16 bytes that a
+    library's products want of their operands."""
+    return 16 * ceil(columns, 16)
+
+
+def matmul(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+    """a b in fp32 into ``out``, or added to it; 16-bit operands keep fp32 sums."""
+    if a.dtype != b.dtype:
+        b = b.to(a.dtype)
     if a.dtype != torch.float32 and a.is_cuda:
-        torch.mm(a, b, out_dtype=torch.float32, out=out)
+        if add:
+            torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+        else:
+            torch.mm(a, b, out_dtype=torch.float32, out=out)
     else:
-        torch.mm(a.float(), b.float(), out=out)
+        torch.addmm(out, a.float(), b.float(), beta=int(add), out=out)
 
 
 @dataclass

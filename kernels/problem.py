@@ -110,8 +110,13 @@ class Problem:
 
     @property
     def held_width(self) -> int:
-        """Rows up to this width are held, and multiplied in the tile; wider ones are streamed."""
+        """Rows up to this width are held by a program, and multiplied in the tile."""
         return held_width(self.own.rows.dtype)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether rows are too wide for that."""
+        return self.width > self.held_width
 
     @property
     def half(self) -> bool:
@@ -151,5 +156,5 @@ class Problem:
         }  # fmt: skip
 
     def tile(self, config) -> dict[str, int]:
-        block = self.width if self.width <= self.held_width else config.block_d
+        block = config.block_d if self.streamed else self.width
         return {"BD": block, "OWN": config.own, "OTHER": config.other, **config.options}

@@ -34,7 +34,7 @@ from .tile import (
 )
 
 # sizes and offsets change from call to call, and no kernel is compiled anew for them
-SIZES = ["size_own", "size_other", "skip0", "skip1", "skip2", "begin", "rows"]
+SIZES = ["size_own", "size_other", "skip0", "skip1", "skip2", "begin", "rows", "left"]
 
 
 @triton.jit
@@ -288,14 +288,16 @@ def product(
 @triton.jit(do_not_specialize=SIZES)
 def write_weights(
     own, other, scale, offset, own_bias, other_bias, own_gain, other_gain, own_shift,
-    other_shift, own_ids, other_ids, out, begin, rows, size_own, size_other,
+    other_shift, own_ids, other_ids, out, begin, rows, left, pitch, size_own, size_other,
     skip0, skip1, skip2,
     D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
     OWN_BIAS: tl.constexpr, OTHER_BIAS: tl.constexpr, RELATION: tl.constexpr,
     SKIPS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """W of own rows [begin, begin + rows) against all others, as out [rows, M] in out's dtype.
+    """W of own rows [begin, begin + rows) against the others from ``left`` on, in out's dtype:
+    out [rows, M - left], its rows ``pitch`` apart; the columns between are written too, because
+    whole vectors leave a thread only where a mask's end divides by their length.
 
     Grid (own blocks of the chunk * other blocks,): a second dimension ends at 65535 blocks.
     """
@@ -311,7 +313,7 @@ def write_weights(
     blocks = tl.cdiv(rows, OWN)
     block = tl.program_id(0) % blocks
     first = begin + block * OWN
-    start = tl.program_id(0) // blocks * OTHER
+    start = left + tl.program_id(0) // blocks * OTHER
     held = own
     if BD == D:
         held = load_rows(own, first, size_own, 0, D, D, OWN)
@@ -322,15 +324,20 @@ def write_weights(
         held, first, start, 0.0, own_index, ids, bias, gain, level, own, other,
         tl.load(scale) * UNIT, shift, other_bias, other_gain, other_shift, other_ids, size_own,
         size_other, skip0, skip1, skip2, D, BD, OWN, OTHER, OWN_BIAS, OTHER_BIAS, RELATION, SKIPS,
-        WEIGHT, GAIN, UNIT, True, PRECISION, EMULATE,
+        WEIGHT, GAIN, UNIT, False, PRECISION, EMULATE,
     )  # fmt: skip
+    # what lies past the edges is never read
+    if touched(first, start, first + OWN, start + OTHER, skip0, skip1, skip2, SKIPS, OWN, OTHER):
+        index = (start + tl.arange(0, OTHER))[None, :]
+        keep = kept(own_index, index, size_own, size_other, skip0, skip1, skip2, SKIPS)
+        w = tl.where(keep, w, 0.0)
     row = block * OWN + tl.arange(0, OWN)
-    column = start + tl.arange(0, OTHER)
-    at = row[:, None].to(tl.int64) * size_other + column[None, :]
+    column = start - left + tl.arange(0, OTHER)
+    at = row[:, None].to(tl.int64) * pitch + column[None, :]
     tl.store(
         out + at,
         w.to(out.dtype.element_ty),
-        mask=(row[:, None] < rows) & (column[None, :] < size_other),
+        mask=(row[:, None] < rows) & (column[None, :] < pitch),
     )
 
 

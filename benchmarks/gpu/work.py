@@ -12,6 +12,7 @@ from ..cases import DTYPES, Case
 # units of the minimal deterministic method, forward and backward: the triangle and one W z for
 # symmetric problems; both directions at once, then three products, for CLIP; one pass for a queue
 _MINIMAL = {"ntxent": (0.5, 2.0), "supcon": (0.5, 2.0), "clip": (1.0, 3.0), "queue": (2.0, 0.0)}
+_WIDE = (0.5, 1.5)  # symmetric, where writing W's triangle costs less than forming the other one
 _EXPONENTIALS = {"ntxent": (0.5, 1), "supcon": (0.5, 1), "clip": (1, 1), "queue": (1, 0)}
 
 
@@ -41,21 +42,26 @@ def unit(case: Case) -> int:
 
 def minimal(case: Case) -> tuple[float, float]:
     """Units of the minimal method, forward and backward."""
-    return _MINIMAL[case.task]
+    symmetric = case.task in ("ntxent", "supcon")
+    return _WIDE if symmetric and case.width > _held_width(case) else _MINIMAL[case.task]
+
+
+def _held_width(case: Case) -> int:
+    from fastcl.kernels.configs import RULES
+
+    return RULES[f"held_width_{8 * DTYPES[case.dtype].itemsize}"]
 
 
 def executed(case: Case) -> tuple[float, float]:
     """Units that the Triton backend executes, forward and backward.
 
-    CLIP's two gradients are two passes; a queue's mean comes from a second pass where rows are too
-    wide to keep it beside the sums, or fp16 cannot hold them.
+    CLIP's two gradients are two passes, unless rows are too wide to be multiplied in the tile; a
+    queue's mean comes from a second pass where they are, or fp16 cannot hold the sums.
     """
-    from fastcl.kernels.configs import RULES
-
-    held = RULES[f"held_width_{8 * DTYPES[case.dtype].itemsize}"]
-    if case.task == "clip":
+    wide = case.width > _held_width(case)
+    if case.task == "clip" and not wide:
         return 1.0, 4.0
-    if case.task == "queue" and (case.width > held or case.dtype == "fp16"):
+    if case.task == "queue" and (wide or case.dtype == "fp16"):
         return 3.0, 0.0
     return minimal(case)
 

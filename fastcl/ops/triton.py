@@ -125,27 +125,30 @@ def _gradients(
     need_queries, need_keys, need_scale, need_bias = needs[:4]
     symmetric = keys is None
     width = queries.shape[1]
+    whole = need_scale or row_bias  # scaled later: the product itself is needed first
+    (product, grad_row_bias), (other_product, grad_bias) = launch.multiply_both(
+        p, own, other, offset,
+        [
+            launch.Want(need_queries or whole, row_bias, unit[0] if whole else unit[1]),
+            launch.Want(need_keys and not symmetric, need_bias, unit[0] if need_bias else unit[1]),
+        ],
+        symmetric,
+    )  # fmt: skip
     none = p.new(0)
-    grad_queries, grad_scale, grad_row_bias = none, none.clone(), none.clone()
-    if need_queries or need_scale or row_bias:
-        factor = unit[0] if need_scale or row_bias else unit[1]
-        product, grad_row_bias = launch.multiply(p, own, offset, factor, True, row_bias)
+    grad_queries, grad_keys, grad_scale = none, none.clone(), none.clone()
+    if need_queries or whole:
         product = launch.unpad(product, width)
         if need_scale:
             inner = torch.linalg.vecdot(queries.float(), product).sum()
-            grad_scale = inner * 0.5 if symmetric and not row_bias else inner
-        if need_scale or row_bias:
+            grad_scale = inner * 0.5 if symmetric else inner
+        if whole:
             product.mul_(p.scale)
         if need_queries:
             grad_queries = product
-    grad_keys, grad_bias = none.clone(), none.clone()
-    if (need_keys and not symmetric) or need_bias:
-        factor = unit[0] if need_bias else unit[1]
-        product, grad_bias = launch.multiply(p.flip(), other, offset, factor, need_keys, need_bias)
-        if need_keys:
-            grad_keys = launch.unpad(product, width)
-            if need_bias:
-                grad_keys.mul_(p.scale)
+    if need_keys and not symmetric:
+        grad_keys = launch.unpad(other_product, width)
+        if need_bias:
+            grad_keys.mul_(p.scale)
     return grad_queries, grad_keys, grad_scale, grad_bias, grad_row_bias
 
 

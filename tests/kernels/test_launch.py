@@ -31,7 +31,7 @@ def test_grids_of_large_problems(monkeypatch, width, n, m):
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Kernel())
     monkeypatch.setattr(problem, "device", lambda _: (90, 132))
-    monkeypatch.setattr(launch, "matmul", lambda a, b, out: None)
+    monkeypatch.setattr(launch, "matmul", lambda a, b, out, add: None)
     with torch.device("meta"):
         q, k = torch.empty(n, width), torch.empty(m, width)
         scale, vector = torch.empty(()), torch.empty(n)
