@@ -373,7 +373,8 @@ def largest(p: Problem, k: int, below: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _row_blocks(n: int, d: int) -> dict[str, int]:
     block = min(1024, 1 << max(4, (d - 1).bit_length()))
-    rows = max(1, 2048 // block)
+    entries = 2048 if d % 16 == 0 else 1024  # those that are not loaded as vectors take more room
+    rows = max(1, entries // block)
     return {"BLOCK": block, "ROWS": rows, "num_warps": 4, **configs.FUSION}
 
 

@@ -109,7 +109,7 @@ def record(arch: int, quick: bool) -> list[Launch]:
         claimed[names.get(kernel, kernel)] = entry.programs
         return entry
 
-    knobs = triton.knobs.runtime
+    knobs, active = triton.knobs.runtime, driver._active
     original = problem.device, launch.matmul, config, knobs.jit_cache_hook
     problem.Problem.config, knobs.jit_cache_hook = remember, note
     problem.device = lambda index: (arch, 132)
@@ -119,6 +119,7 @@ def record(arch: int, quick: bool) -> list[Launch]:
         _exercise(backend, quick)
     finally:
         problem.device, launch.matmul, problem.Problem.config, knobs.jit_cache_hook = original
+        driver._active = active
     return list(launches)
 
 
@@ -193,17 +194,18 @@ def _exercise(backend, quick: bool) -> None:
             backend.similarity_sum_backward(grad, *common, phi, everything, dtype)
         backend.similarity_topk(q, k, scale, bias, *different, 128, grad, dtype)
         if width == 128:
-            x, y = q.to(dtype), torch.ones(n, width)
-            backend.l2_normalize(x, 1e-12, dtype)
-            backend.l2_normalize_backward(y, x, y, grad, 1e-12, dtype)
-            backend.l2_normalize_pair(x, x, 1e-12, dtype)
-            rows = torch.ones(2 * n, width)
-            backend.l2_normalize_pair_backward(rows, grad, x, x, rows, rows[:, 0], 1e-12, dtype)
+            for columns in (width, 50, 100):  # the last two are no vectors
+                x, y = torch.ones(n, columns, dtype=dtype), torch.ones(n, columns)
+                backend.l2_normalize(x, 1e-12, dtype)
+                backend.l2_normalize_backward(y, x, y, grad, 1e-12, dtype)
+                backend.l2_normalize_pair(x, x, 1e-12, dtype)
+                rows = torch.ones(2 * n, columns)
+                backend.l2_normalize_pair_backward(rows, grad, x, x, rows, rows[:, 0], 1e-12, dtype)
 
 
 def _forms(torch):
     """Widths and dtypes: every bucket of the table that can differ, fp16 once."""
-    for width in (64, 128, 256, 768):
+    for width in (16, 64, 128, 256, 768):
         yield width, torch.bfloat16
     for width in (64, 128):  # held and streamed
         yield width, torch.float32
@@ -393,6 +395,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     warnings.simplefilter("ignore")
     sys.exit(main())
