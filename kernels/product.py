@@ -57,6 +57,12 @@ def _log1p(x):
 
 
 @triton.jit
+def _relu(x):
+    """The hardware's maximum takes the number where the other is none; PyTorch's relu does not."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _weight(
     s, scale, away, offset, own_bias, other_bias, own_gain, other_gain, own_shift, other_shift,
     OWN_BIAS: tl.constexpr, OTHER_BIAS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr,
@@ -88,9 +94,9 @@ def _weight(
     elif WEIGHT == "softplus":
         w = tl.maximum(t, 0.0) + _log1p(tl.math.exp2(-tl.abs(t) * LOG2E))
     elif WEIGHT == "relu":
-        w = tl.maximum(t, 0.0)
+        w = _relu(t)
     elif WEIGHT == "relu_squared":
-        w = tl.maximum(t, 0.0)
+        w = _relu(t)
         w = w * w
     elif WEIGHT == "d_softplus":
         small = tl.math.exp2(-tl.abs(t) * LOG2E)
@@ -98,7 +104,7 @@ def _weight(
     elif WEIGHT == "d_relu":
         w = tl.where(t > 0, 1.0, 0.0)
     else:
-        w = 2.0 * tl.maximum(t, 0.0)
+        w = 2.0 * _relu(t)
     if GAIN == "own":
         w = w * own_gain
     elif GAIN == "other":

@@ -294,8 +294,7 @@ def finish(
     columns = tl.arange(0, D)[None, :] if MEAN else index
     place = index[:, None].to(tl.int64) * D + columns if MEAN else index
     if MEAN:
-        average = tl.load(means + place, mask=inside[:, None], other=0.0)
-        average = average / tl.where(total > 0, total, 1.0)[:, None]
+        average = tl.zeros([OWN, D], tl.float32)
     if tl.max(lost.to(tl.int32), 0) > 0:
         held = own
         if BD == D:
@@ -306,8 +305,6 @@ def finish(
         factor = tl.load(scale) * LOG2E
         high = tl.full([OWN], -NEVER, tl.float32)
         total = tl.zeros([OWN], tl.float32)
-        if MEAN:
-            average = tl.zeros([OWN, D], tl.float32)
         for start in range(0, size_other, OTHER):
             t = factor * scores(
                 held, own, first, size_own, other, start, size_other, D, BD, OWN, OTHER,
@@ -339,12 +336,14 @@ def finish(
         result = (tl.log2(total) + high) * LN2
         if MAXIMA:
             top = tl.where(total > 0, high * LN2, -float("inf"))
-        if MEAN:
-            average = average / tl.where(total > 0, total, 1.0)[:, None]
         result = tl.where(total == 0, -float("inf"), result)  # what is no number stays none
         tl.store(offset, float("nan"))
+    else:
+        if MEAN:
+            average = tl.load(means + place, mask=inside[:, None], other=0.0)
     tl.store(logsum + index, result, mask=inside)
     if MAXIMA:
         tl.store(largest + index, top, mask=inside)
     if MEAN:
+        average = average / tl.where(total > 0, total, 1.0)[:, None]
         tl.store(mean + place, average, mask=inside[:, None])

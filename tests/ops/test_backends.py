@@ -232,3 +232,7 @@ def test_a_broken_entry_breaks_its_row_alone(backend, scale, entry):
     truth = (queries.double() @ keys.double().T * scale).logsumexp(1)
     assert rows[5].isnan() or rows[5] == float("inf")
     torch.testing.assert_close(rows[others].double(), truth[others], rtol=1e-5, atol=1e-5)
+    for phi in ("softplus", "relu", "relu_squared"):
+        with fastcl.use_backend(backend):
+            sums = fastcl.ops.similarity_sum(queries, keys, scale, phi=phi)
+        assert torch.isfinite(sums).tolist() == others.tolist()
