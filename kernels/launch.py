@@ -45,7 +45,8 @@ def logsumexp(p: Problem, offset: Tensor, symmetric: bool, columns: bool, maxima
     grouped = slots < ceil(n, config.own)
     if grouped:  # a loop more, and registers for it
         config = p.config("sweep maxima")
-    groups, splits = min(slots, ceil(n, config.own)), p.splits(config)
+    groups = min(slots, ceil(n, config.own))
+    splits = p.splits(config, groups)
     own_sum = p.new(splits, n)
     own_max = p.new(splits, n) if maxima else own_sum
     other_sum = p.new(groups, m) if both else own_sum

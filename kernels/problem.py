@@ -137,12 +137,13 @@ class Problem:
         bits = 8 * self.own.rows.element_size()
         return configs.lookup(kernel, arch, bits, self.width, len(self.own))
 
-    def splits(self, config) -> int:
-        """How many programs share an own block, so that two waves fill the device."""
+    def splits(self, config, groups: int | None = None) -> int:
+        """How many programs share an own block, or each of ``groups`` of them, so that two waves
+        fill the device."""
         _, processors = device(self.scale.device.index if self.scale.is_cuda else None)
-        blocks = ceil(len(self.own), config.own)
+        groups = groups or ceil(len(self.own), config.own)
         tiles = ceil(len(self.other), config.other)
-        return max(1, min(ceil(2 * processors * config.programs, blocks), ceil(tiles, 2)))
+        return max(1, min(ceil(2 * processors * config.programs, groups), ceil(tiles, 2)))
 
     def rule(self) -> dict[str, Any]:
         """The rule and the shape of a tile, as every kernel takes them."""

@@ -366,26 +366,28 @@ def add_slots(slots, factor, out, count, size, FACTOR: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def largest_gradient(grad0, logsum0, grad1, logsum1, out, size0, size1, BLOCK: tl.constexpr):
-    """Slots [2 * programs] of the largest |gradient| of rows (first half) and of columns.
+def _magnitude(grad, logsum, index, size):
+    """|gradient|, or 0 for one that shall not set the unit of the others: that of an empty sum
+    (-inf), through which nothing flows, or a broken one."""
+    magnitude = tl.abs(tl.load(grad + index, mask=index < size, other=0.0).to(tl.float32))
+    empty = tl.load(logsum + index, mask=index < size, other=0.0) == -float("inf")
+    return tl.where(empty | (magnitude == float("inf")) | (magnitude != magnitude), 0.0, magnitude)
 
-    Gradients of empty sums (-inf) do not count: nothing flows through them.
-    """
+
+@triton.jit
+def largest_gradient(grad0, logsum0, grad1, logsum1, out, size0, size1, BLOCK: tl.constexpr):
+    """Slots [2 * programs] of the largest |gradient| of rows (first half) and of columns."""
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     top0 = tl.zeros([BLOCK], tl.float32)
     for start in range(program * BLOCK, size0, programs * BLOCK):
         index = start + tl.arange(0, BLOCK)
-        grad = tl.load(grad0 + index, mask=index < size0, other=0.0).to(tl.float32)
-        logsum = tl.load(logsum0 + index, mask=index < size0, other=0.0)
-        top0 = tl.maximum(top0, tl.where(logsum == -float("inf"), 0.0, tl.abs(grad)))
+        top0 = tl.maximum(top0, _magnitude(grad0, logsum0, index, size0))
     tl.store(out + program, tl.max(top0, 0))
     top1 = tl.zeros([BLOCK], tl.float32)
     for start in range(program * BLOCK, size1, programs * BLOCK):
         index = start + tl.arange(0, BLOCK)
-        grad = tl.load(grad1 + index, mask=index < size1, other=0.0).to(tl.float32)
-        logsum = tl.load(logsum1 + index, mask=index < size1, other=0.0)
-        top1 = tl.maximum(top1, tl.where(logsum == -float("inf"), 0.0, tl.abs(grad)))
+        top1 = tl.maximum(top1, _magnitude(grad1, logsum1, index, size1))
     tl.store(out + programs + program, tl.max(top1, 0))
 
 

@@ -234,14 +234,14 @@ def _merge_slots(
     value, slots, count, first, size, TRIANGLE: tl.constexpr, MAXIMA: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Add slots of a block of rows, eight at a time and in order; or take their maxima. With a
+    """Add slots of a block of rows, 32 at a time and in order; or take their maxima. With a
     TRIANGLE a row has slots only after that of its own block of so many rows."""
     index = first + tl.arange(0, ROWS)
     begin = 0
     if TRIANGLE > 0:
         begin = first // TRIANGLE + 1
-    for slot in range(begin, count, 8):
-        which = slot + tl.arange(0, 8)
+    for slot in range(begin, count, 32):
+        which = slot + tl.arange(0, 32)
         written = (which[:, None] < count) & (index[None, :] < size)
         if TRIANGLE > 0:
             written = written & (which[:, None] > index[None, :] // TRIANGLE)

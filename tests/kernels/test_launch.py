@@ -1,5 +1,7 @@
 """What reaches a GPU's launch, seen without one: grids, alignment, precision, options."""
 
+import math
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def problem_of(queries, keys, dtype):
 
 
 @pytest.mark.parametrize("width", [16, 320])
-@pytest.mark.parametrize(("n", "m"), [(2**24, 2**12), (2**8, 2**24)])
+@pytest.mark.parametrize(("n", "m"), [(2**24, 2**12), (2**8, 2**24), (2**18, 2**18)])
 def test_grids_of_large_problems(monkeypatch, width, n, m):
     """A grid ends at 65535 in its second dimension: 4.2 million blocks of 64 rows are more."""
     grids = []
@@ -37,6 +39,7 @@ def test_grids_of_large_problems(monkeypatch, width, n, m):
         scale, vector = torch.empty(()), torch.empty(n)
     p = problem_of(q, k, torch.bfloat16)
     launch.logsumexp(p, scale, False, True, True)
+    assert math.prod(grids[0]) >= 132  # blocks that share slots still fill the device
     launch.largest(p, 5, None)
     weights = [launch.Weights("own", own_gain=vector, own_shift=vector)]
     launch.multiply(p, weights, scale, scale, True, True)
