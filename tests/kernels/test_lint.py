@@ -5,6 +5,8 @@ import os
 import sys
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
@@ -39,3 +41,29 @@ def test_no_launch_leaves_fusion_open(lint, monkeypatch):
     launches = lint.record(90, quick=False)
     assert {x.kernel for x in launches} >= {"sweep", "gains", "add_slots", "topk", "pair_forward"}
     assert [x.title for x in launches if not dict(x.options)["enable_fp_fusion"]] == []
+
+
+def test_nothing_waits_for_the_device(lint, monkeypatch):
+    """A CUDA graph can hold every call: no number is read back, and none is copied there."""
+    from fastcl.kernels import problem
+    from triton.runtime.jit import JITFunction
+
+    from fastcl.ops import triton as backend
+
+    class OnDevice(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            tensors = torch.utils._pytree.tree_leaves((args, kwargs, result))
+            places = {x.device.type for x in tensors if isinstance(x, torch.Tensor)}
+            assert places <= {"meta"}, f"{function} touches {places}"
+            return result
+
+    def refuse(*_, **__):
+        raise AssertionError("a number of the host is copied to the device")
+
+    monkeypatch.setattr(torch, "tensor", refuse)
+    monkeypatch.setattr(torch, "as_tensor", refuse)
+    monkeypatch.setattr(JITFunction, "run", lambda *_, **__: None)
+    monkeypatch.setattr(problem, "device", lambda _: (90, 132))
+    with torch.device("meta"), OnDevice():  # what has no numbers cannot be asked for one
+        lint._exercise(backend, quick=False)
