@@ -62,12 +62,12 @@ def logsumexp(p: Problem, offset: Tensor, symmetric: bool, columns: bool, maxima
         REPEATS=config.fold, BIAS=bias, SYMMETRIC=symmetric, BOTH=both, MAXIMA=maxima,
         GROUPED=grouped, **p.rule(), **p.tile(config),
     )  # fmt: skip
-    triangle = config.own if symmetric and not grouped else 0
+    square = max(config.own, config.other) if symmetric and not grouped else 0
     no_slots = (own_sum, own_max, 0)
     of_own, of_other = (own_sum, own_max, splits), (other_sum, other_max, groups)
     none = p.new(0)
     rows, row_max, _ = _finish(
-        p, offset, of_own, of_other if symmetric else no_slots, maxima, triangle=triangle
+        p, offset, of_own, of_other if symmetric else no_slots, maxima, square, square // config.own
     )
     if not columns or symmetric:
         return rows, none, row_max, none.clone()
@@ -76,8 +76,9 @@ def logsumexp(p: Problem, offset: Tensor, symmetric: bool, columns: bool, maxima
 
 
 def _finish(
-    p: Problem, offset: Tensor, own_slots, other_slots, maxima: bool, means=None, triangle: int = 0
-):
+    p: Problem, offset: Tensor, own_slots, other_slots, maxima: bool, square: int = 0,
+    slots: int = 0, means=None,
+):  # fmt: skip
     """Slots, each (sums, maxima, count), to log-sum-exps, maxima and softmax-weighted means."""
     config = p.config("finish")
     n = len(p.own)
@@ -88,7 +89,7 @@ def _finish(
         p.own.rows, p.other.rows, p.scale, p.own.bias if bias == "own" else p.other.bias,
         p.own.ids, p.other.ids, own_slots[0], other_slots[0], own_slots[1], other_slots[1],
         means, offset, logsum, largest, mean, own_count=own_slots[2], other_count=other_slots[2],
-        BIAS=bias, TRIANGLE=triangle, MAXIMA=maxima, MEAN=means is not None,
+        BIAS=bias, SQUARE=square, SLOTS=slots, MAXIMA=maxima, MEAN=means is not None,
         **p.rule(), **p.tile(config),
     )  # fmt: skip
     return logsum, largest, mean

@@ -154,18 +154,28 @@ def test_both_directions_fit_fp16(symmetric):
     assert float((run("triton", torch.float16) - exact).norm() / exact.norm()) < 2e-3
 
 
-def test_finish_with_taller_blocks_than_the_sweep(monkeypatch):
-    """The slots of a triangle begin after a row's own block of the sweep, not of ``finish``."""
+@pytest.mark.parametrize(("own", "other", "finish"), [(32, 64, 64), (32, 32, 64), (64, 32, 16)])
+def test_tiles_of_any_proportion(monkeypatch, own, other, finish):
+    """Tables for GPUs hold blocks higher and lower than the tiles they meet, and than those that
+    finish them; a triangle has other slots with each."""
     from fastcl.kernels.problem import Problem
 
     config = Problem.config
 
-    def low(self, kernel):
+    def shaped(self, kernel):
         entry = config(self, kernel)
-        return dataclasses.replace(entry, own=32) if kernel.startswith("sweep") else entry
+        if kernel == "finish":
+            return dataclasses.replace(entry, own=finish)
+        return dataclasses.replace(entry, own=own, other=other)
 
-    monkeypatch.setattr(Problem, "config", low)
-    _judge("logsumexp", SHAPES[9], "random", "offsets", 0.1)
+    monkeypatch.setattr(Problem, "config", shaped)
+    _judge("logsumexp", SHAPES[10], "random", "offsets", 0.1)
+    q = torch.randn(150, 24)
+    with fastcl.use_backend("triton"):
+        ours = similarity_logsumexp(q, None, 0.1, maxima=True, pairs=Pairs(skip=(0,))).row_max
+    with fastcl.use_backend("reference"):
+        exact = similarity_logsumexp(q, None, 0.1, maxima=True, pairs=Pairs(skip=(0,))).row_max
+    torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-5)
 
 
 def test_another_default_dtype():
