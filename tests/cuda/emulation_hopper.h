@@ -3,7 +3,8 @@
 // Copies happen at a random later time, box by box. A product happens as late as it may: when the
 // first thread of its warpgroup waits for it, with what shared memory and registers hold then, read
 // through the descriptors; until a thread has waited, its accumulators are NaN. So a buffer given
-// back too early, a wait left out, or a register touched too early shows.
+// back too early, a wait left out, or a register touched too early shows. Descriptors themselves
+// are compared with those of code that runs on Hopper (test_hopper.py).
 #pragma once
 #include <map>
 #include <set>
@@ -22,6 +23,7 @@ struct Mbarrier {
   int arrivals = 0, arrived = 0;
   i64 bytes = 0;  // expected and not here yet
   u32 phase = 0;
+  bool fenced = false;  // since it was initialised
 };
 
 // One call of a product by one thread. Accumulators in flight live in the machine.
@@ -48,6 +50,9 @@ struct Warpgroup {
 };
 
 inline const u64 kBarrierMark = 0x0bad0ba221e20000u;
+
+// Descriptors that products were given: of left operands, of right ones by rows and by columns.
+inline std::set<u64> operands[3];
 
 struct HopperBlock : Extension {
   Block* block;
@@ -95,6 +100,7 @@ inline Mbarrier& mbarrier(HopperBlock& state, u64* at) {
   const auto found = state.barriers.find(at);
   if (found == state.barriers.end()) fail("a barrier was used before it was initialised");
   if (*at != kBarrierMark) fail("a barrier was overwritten");
+  if (!found->second.fenced) fail("a barrier was used without a fence after its initialisation");
   return found->second;
 }
 inline void settle(Mbarrier& barrier) {
@@ -159,6 +165,8 @@ inline void execute(const Block& block, Warpgroup& group) {
   const size_t index = group.executed++;
   const Product& first = group.threads[0].products[index];
   const int columns = first.columns;
+  if (!first.held) operands[0].insert(first.a);
+  operands[first.held ? 2 : 1].insert(first.b);
   std::vector<float> a(64 * 16), lines(columns * 16), b(columns * 16), c(64 * columns);
   decode(block, first.b, first.held, first.type, columns, lines.data());
   for (int n = 0; n < columns; ++n)
@@ -248,7 +256,9 @@ inline void barrier_init(u64* barrier, int arrivals) {
   state.barriers[barrier] = {arrivals};
   *barrier = emulation::kBarrierMark;
 }
-inline void barrier_fence() {}
+inline void barrier_fence() {
+  for (auto& barrier : emulation::hopper().barriers) barrier.second.fenced = true;
+}
 inline void barrier_arrive(u64* barrier) { emulation::arrive(barrier, 0); }
 inline void barrier_expect(u64* barrier, int bytes) { emulation::arrive(barrier, bytes); }
 inline void barrier_wait(u64* barrier, u32 parity) {
@@ -322,3 +332,12 @@ inline const char* describe(TensorMap* map, bool, const void* matrix, i64 rows, 
 }
 
 }  // namespace fastcl::cuda
+
+// Of tests: descriptors since this was last asked, at most `most` of a kind; their number.
+extern "C" __attribute__((used)) inline int fastcl_operands(int kind, uint64_t* to, int most) {
+  auto& operands = fastcl::cuda::emulation::operands[kind];
+  const int count = (int)operands.size();
+  if (count <= most) std::copy(operands.begin(), operands.end(), to);
+  operands.clear();
+  return count;
+}

@@ -85,6 +85,13 @@ class Machine:
         function.restype = ctypes.c_char_p if stream else ctypes.c_int64
         return function(ctypes.byref(argument), *[None] * stream)
 
+    def operands(self):
+        """Descriptors given to products since the last call: of left operands, of right ones by
+        rows and by columns."""
+        found = (ctypes.c_uint64 * 1024)()
+        count = self.library.fastcl_operands
+        return [set(found[: count(kind, found, len(found))]) for kind in range(3)]
+
     def run(self, name, argument):
         reason = self.call(name, argument)
         assert reason is None, reason

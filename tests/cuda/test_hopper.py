@@ -148,6 +148,54 @@ def test_float64(case, emulated):
         check_products(result, truth, dtype)
 
 
+# d; buffers of own and of other rows; of a product, other rows of a tile and their buffers
+RINGS = ((64, 2, 8, 128, 6), (128, 2, 5, 128, 4), (256, 1, 3, 64, 4))
+
+
+@pytest.mark.parametrize(("d", "own", "other", "tile", "tiles"), RINGS)
+def test_descriptors_are_those_of_cutlass(d, own, other, tile, tiles, emulated):
+    """What tensor cores are told of operands in shared memory, against code that runs on Hopper:
+    the emulated ones read a descriptor as the kernels' author did.
+
+    The numbers are cute::make_gmma_desc's and DescriptorIterator's, evaluated on the host (CUTLASS
+    4.2.0 and 4.7.0, include/cute/atom/mma_traits_sm90_gmma.hpp), for matrices of bfloat16 in
+    Layout_K_SW128_Atom and, by columns, the same memory in Layout_MN_SW128_Atom. Triton 3.6 and
+    3.9 write them too, but 0 for the leading offset by rows, which this swizzle does not use.
+    """
+
+    def by_rows(begin, buffers, rows, parts=1):
+        size = 128 * rows
+        starts = [
+            begin + d // 64 * size * b + size // parts * part
+            for b in range(buffers) for part in range(parts)
+        ]  # fmt: skip
+        return {
+            0x4000004000010000 + (start + size * panel) // 16 + step
+            for start in starts for panel in range(d // 64) for step in (0, 2, 4, 6)
+        }  # fmt: skip
+
+    def by_columns(begin, buffers, rows):
+        first = {64: 0x4000004002000000, 128: 0x4000004004000000}[rows]
+        starts = [begin + 2 * d * rows * b for b in range(buffers)]
+        return {first + start // 16 + 128 * step for start in starts for step in range(rows // 16)}
+
+    problem = Problem(300, 520, d, torch.bfloat16, 0.1, [])  # every buffer is used
+    machine = Machine(emulated, 1)
+    machine.operands()
+    sums, _, offset = problem.logsumexp(machine)
+    assert machine.operands() == [
+        by_rows(512 * d * own, other, 64), by_rows(0, own, 256, parts=2), set()
+    ]  # fmt: skip
+    gains = machine.gains(torch.ones(300), sums, 300, None, None, 520, problem.scale, offset)
+    common = problem.scale, [], *gains[:2], offset, gains[2][1]
+    machine.product(problem.queries, problem.keys, *common)
+    *found, columns = machine.operands()
+    begin = 256 * d * own
+    assert found == [by_rows(0, own, 128, parts=2), by_rows(begin, tiles, tile)]
+    used = ~(0x3FFF << 16 if d == 64 else 0)  # CUTLASS gives 0 where there is no next panel
+    assert {x & used for x in columns} == {x & used for x in by_columns(begin, tiles, tile)}
+
+
 @pytest.mark.parametrize(
     ("n", "m", "d", "temperature", "skip", "processors"),
     [(100, 700, 128, 0.1, [], 3), (300, 400, 64, 0.01, [1], 9), (130, 200, 256, 0.003, [0], 2)],
