@@ -154,7 +154,20 @@ def test_both_directions_fit_fp16(symmetric):
     assert float((run("triton", torch.float16) - exact).norm() / exact.norm()) < 2e-3
 
 
-@pytest.mark.parametrize(("own", "other", "finish"), [(32, 64, 64), (32, 32, 64), (64, 32, 16)])
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_label)
+def test_tables_of_gpus(monkeypatch, arch, dtype):
+    """Tiles, folds and shares of the device as GPUs have them: the interpreter's own table does
+    not hold every proportion. As many rows as make three blocks."""
+    from fastcl.kernels import problem
+
+    monkeypatch.setattr(problem, "device", lambda _: (arch, 132))
+    rows = 90 if dtype == torch.float32 else 300
+    _judge("logsumexp", Shape(rows, None, 40, "three own blocks"), "random", "offsets", 0.1, dtype)
+    _judge("columns", Shape(rows, 90, 40, "the same"), "random", "offsets", 0.1, dtype, bias=True)
+
+
+@pytest.mark.parametrize(("own", "other", "finish"), [(32, 64, 64), (32, 32, 64)])
 def test_tiles_of_any_proportion(monkeypatch, own, other, finish):
     """Tables for GPUs hold blocks higher and lower than the tiles they meet, and than those that
     finish them; a triangle has other slots with each."""
