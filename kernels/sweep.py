@@ -235,14 +235,14 @@ def _merge_slots(
     value, slots, count, first, size, SQUARE: tl.constexpr, SLOTS: tl.constexpr,
     MAXIMA: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Add slots of a block of rows, 32 at a time and in order; or take their maxima. With a
+    """Add slots of a block of rows, 16 at a time and in order; or take their maxima. With a
     SQUARE a row has slots only after those, SLOTS each, of its own square and of all before."""
     index = first + tl.arange(0, ROWS)
     begin = 0
     if SQUARE > 0:
         begin = (first // SQUARE + 1) * SLOTS
-    for slot in range(begin, count, 32):
-        which = slot + tl.arange(0, 32)
+    for slot in range(begin, count, 16):
+        which = slot + tl.arange(0, 16)
         written = (which[:, None] < count) & (index[None, :] < size)
         if SQUARE > 0:
             written = written & (which[:, None] >= (index[None, :] // SQUARE + 1) * SLOTS)
