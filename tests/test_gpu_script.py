@@ -31,7 +31,7 @@ def test_every_stage(root, tmp_path):
     result = _run(root, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     found = {f.stem: json.loads(f.read_text()) for f in tmp_path.glob("*.json")}
-    stages = {"correctness", "sanitize", "ceilings", "table", "peers", "cuda", "profile"}
+    stages = {"correctness", "sanitize", "ceilings", "table", "peers", "cuda", "train", "profile"}
     assert set(found) == stages
     for name, stage in found.items():
         assert stage["ended"], name
@@ -51,6 +51,10 @@ def test_every_stage(root, tmp_path):
     kinds = {r["kind"] for r in found["cuda"]["records"]}
     assert kinds == {"first", "ring", "race"}
     assert all("reason" not in r.get("triton", {}) for r in found["cuda"]["records"])
+    records = found["train"]["records"]
+    assert [r["kind"] for r in records] == ["training", "verdict", "step", "step"]
+    assert set(records[0]["seeds"]) == {"0", "1"}
+    assert all(set(r["times"]) == {"eager", "compiled", "graph"} for r in records[2:])
 
 
 def test_tuning_writes_a_table_that_loads(root, tmp_path):
@@ -96,7 +100,7 @@ def test_a_stage_that_hangs_or_dies_costs_itself_only(root, tmp_path, monkeypatc
     assert "failed: ceilings, table\n" in capsys.readouterr().out
     calls = (tmp_path / "calls").read_text().splitlines()
     ran = [line.split()[5] for line in calls]
-    assert ran == ["correctness", "sanitize", "peers", "cuda", "profile"]
+    assert ran == ["correctness", "sanitize", "peers", "cuda", "train", "profile"]
     assert all("--quick" in line for line in calls)
 
 
@@ -127,6 +131,90 @@ def test_counters_are_read_from_the_longest_launch(root, monkeypatch):
     )
     assert profile.parse(page)["a.pct"] == "61.5 %"
     assert profile.parse("==ERROR== no permission") == {}
+
+
+def _trained(*scores, held_out=100):
+    """A training run of which each seed has one score."""
+    seeds = {str(seed): {"scores": {"kNN": score}} for seed, score in enumerate(scores)}
+    return {"command": "fastcl train", "held_out": held_out, "seeds": seeds}
+
+
+def test_scores_are_judged_by_the_spread_of_seeds(root, monkeypatch):
+    """Three seeds beside eight: 5.408 is Student's t of 7 degrees of freedom at 0.9995."""
+    monkeypatch.syspath_prepend(str(root))
+    from benchmarks.gpu.train import judge
+
+    reference = _trained(*[0.8, 0.9] * 4)
+    allowed = 5.408 * (1 / 3 + 1 / 8) ** 0.5 * 0.05 * (8 / 7) ** 0.5
+    for sign in (1, -1):
+        inside, outside = (0.85 + sign * share * allowed for share in (0.99, 1.01))
+        verdict = judge(_trained(inside - 0.01, inside, inside + 0.01), reference)
+        assert verdict["metrics"]["kNN"]["allowed"] == pytest.approx(allowed, rel=1e-3)
+        assert "failed" not in verdict
+        assert "kNN" in judge(_trained(outside, outside, outside), reference)["failed"]
+    assert "kNN" in judge(_trained(0.85, float("nan"), 0.85), reference)["failed"]
+    # seeds that agree leave one held-out sample
+    alike = _trained(0.9, 0.9, 0.9)
+    assert "failed" not in judge(_trained(0.8901, 0.8901), alike)
+    assert "failed" in judge(_trained(0.8899, 0.8899), alike)
+    assert "failed" in judge(alike, None)
+
+
+def test_the_kept_scores_of_a_cpu_are_complete(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root))
+    from benchmarks.gpu import train
+
+    kept = json.loads((root / "benchmarks/results/epyc-zen4-2cores/train.json").read_text())
+    monkeypatch.setattr(train.platform, "python_version", lambda: kept["machine"]["python"])
+    assert set(train.references()) == set(train.METHODS)
+    for record in train.references().values():
+        assert len(record["seeds"]) == 8
+        assert all(seed["device"] == {"name": "cpu"} for seed in record["seeds"].values())
+    monkeypatch.setattr(train.platform, "python_version", lambda: "3.99.0")
+    assert set(train.references()) == {"simclr", "moco"}  # code search reads another library
+
+
+def test_what_no_kept_score_fits_is_trained_on_this_cpu_too(root, monkeypatch):
+    """Code search under another Python; a run that fails costs its own verdict only."""
+    monkeypatch.syspath_prepend(str(root))
+    from benchmarks.gpu import train
+
+    def run(job, seconds):
+        if job.name == "moco bf16-mixed gpu":
+            raise RuntimeError("exit code 1")
+        scores = [0.8 + 0.01 * seed for seed in job.seeds]
+        return _trained(*scores) | {"command": job.name}
+
+    kept = {method: _trained(0.8, 0.81, 0.82) for method in ("simclr", "moco")}
+    monkeypatch.setattr(train.Run, "train", run)
+    monkeypatch.setattr(train, "references", lambda: kept)
+    monkeypatch.setattr(train, "held_out", lambda method: 100)
+    monkeypatch.setattr(train, "MODULES", ())
+    records = []
+    stage = SimpleNamespace(
+        toy=False, chosen=list, add=records.append, left=lambda: 1.0, workers=2, skip=None
+    )
+    train.train(stage)
+    verdicts = {r["case"]: r for r in records if r["kind"] == "verdict"}
+    assert set(verdicts) == {job.name for job in train.runs(False)} - {"moco bf16-mixed gpu"}
+    assert {verdicts[f"clip {p} gpu"]["reference"] for p in ("32-true", "bf16-mixed")} == {
+        "clip 32-true cpu"
+    }
+    assert [r["case"] for r in records if "failed" in r] == ["moco bf16-mixed gpu"]
+
+
+def test_without_the_packages_that_training_needs_one_sentence_says_so(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root))
+    from benchmarks.gpu import train
+
+    monkeypatch.setattr(train, "MODULES", ("torch", "absent_one"))
+    records = []
+    stage = SimpleNamespace(toy=False, chosen=list, add=records.append)
+    train.train(stage)
+    assert len(records) == 6
+    assert not any("failed" in record for record in records)
+    (line,) = train.lines(records)
+    assert line.endswith("pip install 'fastcl[train]' (missing: absent_one)")
 
 
 def _races(**cases):

@@ -6,6 +6,7 @@
     table         time, work, memory, error and launches of the losses
     peers         other libraries side by side, in one process per precision
     cuda          CUDA C++ kernels: the same checks, and which are faster than Triton
+    train         SimCLR, MoCo and code search end to end, beside a CPU's scores; steps in graphs
     profile       hardware counters of the kernels that matter, where ncu is installed
     tune          times other tiles and writes a table of configurations; runs only when named
 
@@ -28,7 +29,7 @@ from pathlib import Path
 # stage -> seconds after which it begins nothing new; a command may have to end in ten minutes
 BUDGETS = {
     "correctness": 450, "sanitize": 400, "ceilings": 120, "table": 480, "peers": 480, "cuda": 480,
-    "profile": 300, "tune": 480,
+    "train": 480, "profile": 300, "tune": 480,
 }  # fmt: skip
 _GRACE = 90  # seconds beyond, for what has begun
 

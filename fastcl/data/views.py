@@ -118,6 +118,7 @@ class Augment(nn.Module):
     """One random view of every image; [B, C, H, W] to [B, C, H, W].
 
     The parameters come from PyTorch's global generator, so ``torch.manual_seed`` reproduces them.
+    Autocast changes nothing: coordinates of pixels in bfloat16 would be off by whole pixels.
 
     Args:
         recipe: a name in ``RECIPES``.
@@ -159,7 +160,8 @@ class Augment(nn.Module):
             raise ValueError(
                 f"images: recipe {self.recipe!r} expects 3 colour channels, got {images.shape[1]}"
             )
-        return self.augment(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.augment(images)
 
 
 class TwoViews(Augment):

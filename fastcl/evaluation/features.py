@@ -14,17 +14,22 @@ def extract_features(
 ) -> torch.Tensor:
     """Features [N, D] of images [N, ...], the encoder in evaluation mode.
 
-    Images (uint8 ones scaled to [0, 1]) go to the encoder's device part by part, and the features
-    stay there. The encoder's own mode is put back afterwards; no random number is drawn by layers
-    that obey the mode.
+    Images (uint8 ones scaled to [0, 1]) go to the encoder's device and dtype part by part, and the
+    features stay there. The encoder's own mode is put back afterwards; no random number is drawn by
+    layers that obey the mode.
     """
     was_training = encoder.training
     encoder.eval()
     weight = next(encoder.parameters(), images)
-    parts = (unit_range(part.to(weight.device)) for part in images.split(batch_size))
-    features = torch.cat([encoder(part) for part in parts])
+    features = torch.cat([encoder(_like(part, weight)) for part in images.split(batch_size)])
     encoder.train(was_training)
     return features
+
+
+def _like(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    images = unit_range(images.to(weight.device))
+    both = images.is_floating_point() and weight.is_floating_point()  # neither ids nor bytes
+    return images.to(weight.dtype) if both else images
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from fastcl.trainers.options import RunError, UsageError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-_MODULES = ("lightning", "kornia", "sklearn", "jsonargparse", "rich", "matplotlib")
+MODULES = ("lightning", "kornia", "sklearn", "jsonargparse", "rich", "matplotlib")
 
 _KINDS = {"int": "an integer", "float": "a number", "str": "a text", "bool": "true or false"}
 
@@ -101,7 +101,7 @@ def _answer(
         if argv[0] not in summaries:
             what = "study" if command == "ablate" else "method"
             raise UsageError(f"{what}: expected one of {', '.join(summaries)}, got {argv[0]!r}")
-        require(*_MODULES, user=f"fastcl {command}")
+        require(*MODULES, user=f"fastcl {command}")
         function(argv[0], argv[1:])
     except SystemExit as exit_:  # --help and --print_config end here
         return int(exit_.code or 0)

@@ -171,7 +171,7 @@ class ViewPictures:
     def __init__(self, views: nn.Module, split: Split, seed: int):
         classes = split.labels.unique()[:_SHOWN]
         firsts = [int((split.labels == label).nonzero()[0]) for label in classes]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.pair = views(split.images[firsts])
         self.names = [str(int(label)) for label in classes]

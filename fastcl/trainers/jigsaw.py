@@ -137,7 +137,7 @@ def experiment(options: JigsawOptions, seed: int) -> Experiment:
     @torch.no_grad()
     def solved(trained: Jigsaw) -> float:
         right = 0
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the same puzzles for trained and untrained
             for part in held_out.split(1024):
                 tiles, classes = trained.puzzles(part.to(trained.device), jitter=False)

@@ -85,6 +85,7 @@ class Report:
                     },
                     "details": result.details,
                     "seconds": result.seconds,
+                    "device": result.device,
                 }
                 for seed, result in self.results.items()
             },

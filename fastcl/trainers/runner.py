@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,13 @@ from fastcl.trainers.report import Report, write_report
 @dataclass
 class SeedResult:
     """What one seed yields: scores by who was scored ("trained", "untrained", references) and
-    metric, the log's rows, further numbers, and seconds spent."""
+    metric, the log's rows, further numbers, seconds spent, and the device that trained."""
 
     scores: dict[str, dict[str, float]]
     rows: list[dict[str, float]]
     details: dict[str, Any]
     seconds: dict[str, float]
+    device: dict[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -136,6 +137,8 @@ def _run_seed(
         )
         logger.log_hyperparams(hyper_parameters(method.name, options))
         callbacks.append(pl.callbacks.LearningRateMonitor("epoch"))
+    if torch.cuda.is_initialized():  # by an earlier seed
+        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     device = fit(
         experiment,
@@ -149,6 +152,7 @@ def _run_seed(
     trained = time.perf_counter()
     if not _is_main_process():  # scored by rank 0 alone
         return SeedResult({}, log.rows, {}, {})
+    trained_on = describe(device)
     scores = {
         "trained": experiment.scores(experiment.module.eval()),
         "untrained": experiment.scores(untrained.to(device).eval()),
@@ -156,7 +160,17 @@ def _run_seed(
     }
     details = experiment.details(experiment.module) if experiment.details else {}
     seconds = {"training": trained - start, "scores": time.perf_counter() - trained}
-    return SeedResult(scores, log.rows, details, seconds)
+    return SeedResult(scores, log.rows, details, seconds, trained_on)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What ``device`` is called and, of a GPU, the most bytes that tensors took there."""
+    if device.type != "cuda":
+        return {"name": device.type}
+    return {
+        "name": torch.cuda.get_device_name(device),
+        "peak_bytes": torch.cuda.max_memory_allocated(device),
+    }
 
 
 def _is_main_process() -> bool:

@@ -14,3 +14,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """``auto`` would take a GPU, whose sums need not repeat to the last bit."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that a test starts
+    gpu = "lightning.pytorch.accelerators.CUDAAccelerator.is_available"
+    monkeypatch.setattr(gpu, staticmethod(lambda: False))

@@ -244,7 +244,7 @@ def test_out_must_be_a_writable_folder(capsys, tmp_path):
 
 
 def test_missing_extra_is_named(capsys, monkeypatch):
-    monkeypatch.setattr(command, "_MODULES", ("torch", "absent_one", "absent_two"))
+    monkeypatch.setattr(command, "MODULES", ("torch", "absent_one", "absent_two"))
     code, error, _ = answer(capsys, "simclr")
     assert code == 1
     assert error == (

@@ -96,6 +96,18 @@ def test_views_shape_values_and_reproducibility(recipe, shape):
     assert len({tuple(image.flatten().tolist()) for image in same}) == len(same)
 
 
+def test_mixed_precision_does_not_move_pixels():
+    """A rotation in bfloat16 reads other pixels; `plain` turns and crops, `digits` warps."""
+    for recipe, shape in (("plain", (2, 3, 96, 96)), ("digits", (4, 1, 8, 8))):
+        views, images = TwoViews(recipe, shape[2:]), torch.rand(shape)
+        torch.manual_seed(1)
+        exact = torch.cat(views(images))
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = torch.cat(views(images))
+        torch.testing.assert_close(mixed, exact, rtol=0, atol=0)
+
+
 def test_bytes_become_fractions_and_one_view_is_one_view():
     bytes_ = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     torch.manual_seed(0)

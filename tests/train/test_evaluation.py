@@ -129,6 +129,15 @@ def test_calibrated_batch_norm_standardises_the_inputs_it_saw():
     assert torch.equal(network[0].weight, weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_extract_features_brings_images_to_the_encoders_dtype(dtype):
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).to(dtype)
+    for images in (torch.rand(5, 1, 2, 2), torch.randint(0, 256, (5, 1, 2, 2), dtype=torch.uint8)):
+        assert extract_features(encoder, images).dtype == dtype
+    ids = torch.randint(0, 4, (5, 2))  # of tokens, which are no numbers to convert
+    assert extract_features(nn.Embedding(4, 3).to(dtype), ids).shape == (5, 2, 3)
+
+
 def test_extract_features_leaves_the_encoder_as_it_was():
     torch.manual_seed(0)
     encoder = SmallCNN(width=4)
