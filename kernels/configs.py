@@ -30,6 +30,8 @@ import triton
 _TABLE = json.loads((Path(__file__).parent / "configs.json").read_text())
 RULES: dict[str, int] = {name: rule["value"] for name, rule in _TABLE["rules"].items()}
 TRITON = ".".join(triton.__version__.split(".")[:2])
+# of every launch: Triton 3.9 warns where it is left open, and 3.10 would compile other code
+FUSION = {"enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Config:
     @property
     def options(self) -> dict[str, int]:
         """What Triton's launch takes."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        return {"num_warps": self.warps, "num_stages": self.stages, **FUSION}
 
 
 def _entry(row: dict) -> Config:

@@ -26,7 +26,9 @@ _EXPONENTIAL = (
     "both_fixed",
     "both_online",
 )  # weights of scores in log2 units
-_ROOM = 14  # binary orders of magnitude that weights are lifted by, so that fp16 can hold them
+# Binary orders of magnitude that the largest gradient is lifted by, so that fp16 holds weights down
+# to small ones: a weight is at most two gradients, each below 2^(_ROOM + 1), and fp16 ends at 2^16.
+_ROOM = 13
 
 
 def mean_in_one_sweep(p: Problem) -> bool:
@@ -59,12 +61,12 @@ def logsumexp(p: Problem, offset: Tensor, symmetric: bool, columns: bool, maxima
             REPEATS=config.fold, BIAS=bias, SYMMETRIC=symmetric, BOTH=both, MAXIMA=maxima,
             GROUPED=grouped, **p.rule(), **p.tile(config),
         )  # fmt: skip
-    triangle = config.own if symmetric and not grouped else 0
+    square = max(config.own, config.other) if symmetric and not grouped else 0
     no_slots = (own_sum, own_max, 0)
     of_own, of_other = (own_sum, own_max, splits), (other_sum, other_max, groups)
     none = p.new(0)
     rows, row_max, _ = _finish(
-        p, offset, of_own, of_other if symmetric else no_slots, maxima, triangle=triangle
+        p, offset, of_own, of_other if symmetric else no_slots, maxima, square, square // config.own
     )
     if not columns or symmetric:
         return rows, none, row_max, none.clone()
@@ -73,8 +75,9 @@ def logsumexp(p: Problem, offset: Tensor, symmetric: bool, columns: bool, maxima
 
 
 def _finish(
-    p: Problem, offset: Tensor, own_slots, other_slots, maxima: bool, means=None, triangle: int = 0
-):
+    p: Problem, offset: Tensor, own_slots, other_slots, maxima: bool, square: int = 0,
+    slots: int = 0, means=None,
+):  # fmt: skip
     """Slots, each (sums, maxima, count), to log-sum-exps, maxima and softmax-weighted means."""
     config = p.config("finish")
     n = len(p.own)
@@ -85,7 +88,7 @@ def _finish(
         p.own.rows, p.other.rows, p.scale, p.own.bias if bias == "own" else p.other.bias,
         p.own.ids, p.other.ids, own_slots[0], other_slots[0], own_slots[1], other_slots[1],
         means, offset, logsum, largest, mean, own_count=own_slots[2], other_count=other_slots[2],
-        BIAS=bias, TRIANGLE=triangle, MAXIMA=maxima, MEAN=means is not None,
+        BIAS=bias, SQUARE=square, SLOTS=slots, MAXIMA=maxima, MEAN=means is not None,
         **p.rule(), **p.tile(config),
     )  # fmt: skip
     return logsum, largest, mean
@@ -105,14 +108,15 @@ def logsumexp_and_mean(p: Problem, offset: Tensor, maxima: bool):
         p, config, splits, Weights("exp"), offset=offset, out=out, row_sums=sums, tops=tops,
         maxima=maxima,
     )  # fmt: skip
+    out = out[0] if splits == 1 else _add_slots(out)
     return _finish(p, offset, (sums, tops, splits), (sums, tops, 0), maxima, means=out)
 
 
 def mean(p: Problem, logsum: Tensor, offset: Tensor) -> Tensor:
     """Softmax-weighted mean of the other rows, given the log-sum-exps."""
     empty = torch.isneginf(logsum)
-    gain = torch.where(empty, 0.0, 2.0**_ROOM)
-    shift = torch.where(empty, 0.0, logsum * _LOG2E)
+    gain = torch.full_like(logsum, 2.0**_ROOM).masked_fill_(empty, 0.0)
+    shift = (logsum * _LOG2E).masked_fill_(empty, 0.0)
     factor = torch.full_like(p.scale, 2.0**-_ROOM)
     weights = [Weights("own", own_gain=gain, own_shift=shift)]
     return multiply(p, weights, offset, factor)[0]
@@ -157,9 +161,10 @@ def _launch_product(
 def _add_slots(slots: Tensor, factor: Tensor | None = None) -> Tensor:
     """Slots [count, ...] added in order."""
     out = slots.new_empty(slots.shape[1:])
-    product.add_slots[(ceil(out.numel(), 1024),)](
-        slots, factor, out, slots.shape[0], out.numel(), FACTOR=factor is not None, BLOCK=1024
-    )
+    product.add_slots[(ceil(out.numel(), 512),)](
+        slots, factor, out, slots.shape[0], out.numel(), FACTOR=factor is not None, BLOCK=512,
+        **configs.FUSION,
+    )  # fmt: skip
     return out
 
 
@@ -262,23 +267,30 @@ def _weight_chunks(p: Problem, weights: list[Weights], offset: Tensor, symmetric
     config = p.config("weights")
     n, m = len(p.own), len(p.other)
     dtype = torch.float32 if weights[0].wide else p.own.rows.dtype
-    pitch = 8 * ceil(m, 8)  # 16 bytes at least, which a library's products want of their operands
+    pitch = _pitch(m)
     most = config.own * ceil(n, config.own) * pitch
     size = min(most, max(config.own * pitch, configs.RULES["chunk_bytes"] // dtype.itemsize))
     buffer = torch.empty(size, dtype=dtype, device=p.scale.device)
     begin = 0
     while begin < n:
         left = begin if symmetric else 0
-        pitch = 8 * ceil(m - left, 8)
+        pitch = _pitch(m - left)
         rows = min(n - begin, config.own * (size // (config.own * pitch)))
         chunk = buffer[: rows * pitch].view(rows, pitch)
         for form in weights:
-            product.write_weights[(ceil(rows, config.own), ceil(m - left, config.other))](
+            blocks = ceil(rows, config.own) * ceil(m - left, config.other)
+            product.write_weights[(blocks,)](
                 p.own.rows, p.other.rows, p.scale, offset, out=chunk, begin=begin, rows=rows,
                 left=left, pitch=pitch, **form.arguments(p), **p.rule(), **p.tile(config),
             )  # fmt: skip
         yield slice(begin, begin + rows), chunk[:, : m - left]
         begin += rows
+
+
+def _pitch(columns: int) -> int:
+    """The next multiple of 16: what Triton knows of a size, and more than the 16 bytes that a
+    library's products want of their operands."""
+    return 16 * ceil(columns, 16)
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
@@ -311,7 +323,7 @@ def gains(p: Problem, grads: list[Tensor], logsums: list[Tensor], offset: Tensor
     tops = p.new(2 * programs)
     product.largest_gradient[(programs,)](
         grads[0], logsums[0], grads[last], logsums[last], tops,
-        grads[0].numel(), grads[last].numel() if last else 0, BLOCK=1024,
+        grads[0].numel(), grads[last].numel() if last else 0, BLOCK=1024, **configs.FUSION,
     )  # fmt: skip
     unit = p.new(2)
     sides = []
@@ -319,7 +331,7 @@ def gains(p: Problem, grads: list[Tensor], logsums: list[Tensor], offset: Tensor
         side = Gains(*(torch.empty_like(logsum) for _ in range(3)))
         product.gains[(ceil(grad.numel(), 1024),)](
             grad, logsum, tops, p.scale, offset, side.gain, side.shift, side.ratio, unit,
-            grad.numel(), SLOTS=2 * programs, ROOM=_ROOM, BLOCK=1024,
+            grad.numel(), SLOTS=2 * programs, ROOM=_ROOM, BLOCK=1024, **configs.FUSION,
         )  # fmt: skip
         sides.append(side)
     return sides, unit
@@ -362,8 +374,9 @@ def largest(p: Problem, k: int, below: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _row_blocks(n: int, d: int) -> dict[str, int]:
     block = min(1024, 1 << max(4, (d - 1).bit_length()))
-    rows = max(1, 2048 // block)
-    return {"BLOCK": block, "ROWS": rows, "num_warps": 4}
+    entries = 2048 if d % 16 == 0 else 1024  # those that are not loaded as vectors take more room
+    rows = max(1, entries // block)
+    return {"BLOCK": block, "ROWS": rows, "num_warps": 4, **configs.FUSION}
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -49,7 +49,8 @@ def _pack(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows as the kernels read them; ``x`` itself where it already is so."""
     width = _packed_width(x.shape[1])
     if width == x.shape[1]:
-        return x.to(dtype).contiguous()
+        x = x.to(dtype).contiguous()
+        return x if x.data_ptr() % 16 == 0 else x.clone()  # else loads are one number at a time
     packed = x.new_zeros(x.shape[0], width, dtype=dtype)
     packed[:, : x.shape[1]] = x
     return packed
@@ -128,7 +129,8 @@ class Problem:
             return "tf32"
         if INTERPRETED:
             return "ieee"
-        return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        # torch.get_float32_matmul_precision raises where this was set, as PyTorch now advises
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
     def config(self, kernel: str):
         arch, _ = device(self.scale.device.index if self.scale.is_cuda else None)

@@ -34,7 +34,7 @@ from .tile import (
 )
 
 # sizes and offsets change from call to call, and no kernel is compiled anew for them
-SIZES = ["size_own", "size_other", "skip0", "skip1", "skip2", "begin", "rows", "left", "pitch"]
+SIZES = ["size_own", "size_other", "skip0", "skip1", "skip2", "begin", "rows", "left"]
 
 
 @triton.jit
@@ -54,6 +54,12 @@ def _log1p(x):
     series = series * y + 0.2
     series = series * y + 1.0 / 3.0
     return 2.0 * z * (series * y + 1.0)
+
+
+@triton.jit
+def _relu(x):
+    """The hardware's maximum takes the number where the other is none; PyTorch's relu does not."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -88,9 +94,9 @@ def _weight(
     elif WEIGHT == "softplus":
         w = tl.maximum(t, 0.0) + _log1p(tl.math.exp2(-tl.abs(t) * LOG2E))
     elif WEIGHT == "relu":
-        w = tl.maximum(t, 0.0)
+        w = _relu(t)
     elif WEIGHT == "relu_squared":
-        w = tl.maximum(t, 0.0)
+        w = _relu(t)
         w = w * w
     elif WEIGHT == "d_softplus":
         small = tl.math.exp2(-tl.abs(t) * LOG2E)
@@ -98,7 +104,7 @@ def _weight(
     elif WEIGHT == "d_relu":
         w = tl.where(t > 0, 1.0, 0.0)
     else:
-        w = 2.0 * tl.maximum(t, 0.0)
+        w = 2.0 * _relu(t)
     if GAIN == "own":
         w = w * own_gain
     elif GAIN == "other":
@@ -296,9 +302,10 @@ def write_weights(
     PRECISION: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
     """W of own rows [begin, begin + rows) against the others from ``left`` on, in out's dtype:
-    out [rows, M - left], its rows ``pitch`` apart.
+    out [rows, M - left], its rows ``pitch`` apart; the columns between are written too, because
+    whole vectors leave a thread only where a mask's end divides by their length.
 
-    Grid (own blocks of the chunk, other blocks).
+    Grid (own blocks of the chunk * other blocks,): a second dimension ends at 65535 blocks.
     """
     shift = 0.0
     if WEIGHT == "both_fixed" or WEIGHT == "both_online":
@@ -309,8 +316,10 @@ def write_weights(
     if WEIGHT == "both_online":
         if shift == shift:
             return
-    first = begin + tl.program_id(0) * OWN
-    start = left + tl.program_id(1) * OTHER
+    blocks = tl.cdiv(rows, OWN)
+    block = tl.program_id(0) % blocks
+    first = begin + block * OWN
+    start = left + tl.program_id(0) // blocks * OTHER
     held = own
     if BD == D:
         held = load_rows(own, first, size_own, 0, D, D, OWN)
@@ -323,56 +332,62 @@ def write_weights(
         size_other, skip0, skip1, skip2, D, BD, OWN, OTHER, OWN_BIAS, OTHER_BIAS, RELATION, SKIPS,
         WEIGHT, GAIN, UNIT, False, PRECISION, EMULATE,
     )  # fmt: skip
-    # rows and columns past the edges are never written
+    # what lies past the edges is never read
     if touched(first, start, first + OWN, start + OTHER, skip0, skip1, skip2, SKIPS, OWN, OTHER):
         index = (start + tl.arange(0, OTHER))[None, :]
         keep = kept(own_index, index, size_own, size_other, skip0, skip1, skip2, SKIPS)
         w = tl.where(keep, w, 0.0)
-    row = tl.program_id(0) * OWN + tl.arange(0, OWN)
+    row = block * OWN + tl.arange(0, OWN)
     column = start - left + tl.arange(0, OTHER)
     at = row[:, None].to(tl.int64) * pitch + column[None, :]
     tl.store(
         out + at,
         w.to(out.dtype.element_ty),
-        mask=(row[:, None] < rows) & (column[None, :] < size_other - left),
+        mask=(row[:, None] < rows) & (column[None, :] < pitch),
     )
 
 
 @triton.jit
 def add_slots(slots, factor, out, count, size, FACTOR: tl.constexpr, BLOCK: tl.constexpr):
-    """out [size] = factor * the sum of slots [count, size], added in order."""
+    """out [size] = factor * the sum of slots [count, size], added in order, eight at a time."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for slot in range(0, count):
-        total += tl.load(
-            slots + tl.cast(slot, tl.int64) * size + index, mask=index < size, other=0.0
+    for slot in range(0, count, 8):
+        which = slot + tl.arange(0, 8)[:, None]
+        part = tl.load(
+            slots + which.to(tl.int64) * size + index[None, :],
+            mask=(which < count) & (index[None, :] < size),
+            other=0.0,
         )
+        total += tl.sum(part, 0)
     if FACTOR:
         total = total * tl.load(factor)
     tl.store(out + index, total, mask=index < size)
 
 
 @triton.jit
-def largest_gradient(grad0, logsum0, grad1, logsum1, out, size0, size1, BLOCK: tl.constexpr):
-    """Slots [2 * programs] of the largest |gradient| of rows (first half) and of columns.
+def _magnitude(grad, logsum, index, size):
+    """|gradient|, or 0 for one that shall not set the unit of the others: that of an empty sum
+    (-inf), through which nothing flows, or a broken one."""
+    magnitude = tl.abs(tl.load(grad + index, mask=index < size, other=0.0).to(tl.float32))
+    empty = tl.load(logsum + index, mask=index < size, other=0.0) == -float("inf")
+    return tl.where(empty | (magnitude == float("inf")) | (magnitude != magnitude), 0.0, magnitude)
 
-    Gradients of empty sums (-inf) do not count: nothing flows through them.
-    """
+
+@triton.jit
+def largest_gradient(grad0, logsum0, grad1, logsum1, out, size0, size1, BLOCK: tl.constexpr):
+    """Slots [2 * programs] of the largest |gradient| of rows (first half) and of columns."""
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     top0 = tl.zeros([BLOCK], tl.float32)
     for start in range(program * BLOCK, size0, programs * BLOCK):
         index = start + tl.arange(0, BLOCK)
-        grad = tl.load(grad0 + index, mask=index < size0, other=0.0).to(tl.float32)
-        logsum = tl.load(logsum0 + index, mask=index < size0, other=0.0)
-        top0 = tl.maximum(top0, tl.where(logsum == -float("inf"), 0.0, tl.abs(grad)))
+        top0 = tl.maximum(top0, _magnitude(grad0, logsum0, index, size0))
     tl.store(out + program, tl.max(top0, 0))
     top1 = tl.zeros([BLOCK], tl.float32)
     for start in range(program * BLOCK, size1, programs * BLOCK):
         index = start + tl.arange(0, BLOCK)
-        grad = tl.load(grad1 + index, mask=index < size1, other=0.0).to(tl.float32)
-        logsum = tl.load(logsum1 + index, mask=index < size1, other=0.0)
-        top1 = tl.maximum(top1, tl.where(logsum == -float("inf"), 0.0, tl.abs(grad)))
+        top1 = tl.maximum(top1, _magnitude(grad1, logsum1, index, size1))
     tl.store(out + programs + program, tl.max(top1, 0))
 
 

@@ -4,7 +4,8 @@ The own block stands still and its sums grow in registers, element by element: a
 accumulator rows are folded onto each other without a shuffle. Sums of the other side cost one
 short reduction per tile and leave as partial slots, one per own block, added up in a fixed order
 by :func:`finish`. A symmetric problem sweeps its triangle only; a tile then serves its columns as
-own rows and its rows as other rows.
+own rows and its rows as other rows. Of a tile's two sides one divides the other, so that what lies
+on the diagonal is squares of the longer.
 """
 
 import triton
@@ -154,7 +155,7 @@ def _block(
     free = tiles  # tiles that the first loop may take
     if SYMMETRIC:
         free = first // OTHER
-        tiles = tl.minimum(tiles, (first + OWN) // OTHER)
+        tiles = tl.minimum(tiles, tl.cdiv(first + OWN, OTHER))
     free = tl.where(first + OWN > size_own, 0, free)
     for tile in range(split, free, splits):
         start = tile * OTHER
@@ -218,14 +219,24 @@ def sweep(
 
 
 @triton.jit
-def _merge_slots(value, slots, begin, end, first, size, MAXIMA: tl.constexpr, ROWS: tl.constexpr):
-    """Add slots [begin, end) of a block of rows, eight at a time and in order; or their maxima."""
+def _merge_slots(
+    value, slots, count, first, size, SQUARE: tl.constexpr, SLOTS: tl.constexpr,
+    MAXIMA: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Add slots of a block of rows, 16 at a time and in order; or take their maxima. With a
+    SQUARE a row has slots only after those, SLOTS each, of its own square and of all before."""
     index = first + tl.arange(0, ROWS)
-    for slot in range(begin, end, 8):
-        which = slot + tl.arange(0, 8)
+    begin = 0
+    if SQUARE > 0:
+        begin = (first // SQUARE + 1) * SLOTS
+    for slot in range(begin, count, 16):
+        which = slot + tl.arange(0, 16)
+        written = (which[:, None] < count) & (index[None, :] < size)
+        if SQUARE > 0:
+            written = written & (which[:, None] >= (index[None, :] // SQUARE + 1) * SLOTS)
         part = tl.load(
             slots + which[:, None].to(tl.int64) * size + index[None, :],
-            mask=(which[:, None] < end) & (index[None, :] < size),
+            mask=written,
             other=-NEVER if MAXIMA else 0.0,
         )
         if MAXIMA:
@@ -241,8 +252,9 @@ def finish(
     means, offset, logsum, largest, mean, size_own, size_other, own_count, other_count,
     skip0, skip1, skip2,
     D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
-    BIAS: tl.constexpr, RELATION: tl.constexpr, SKIPS: tl.constexpr, TRIANGLE: tl.constexpr,
-    MAXIMA: tl.constexpr, MEAN: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+    BIAS: tl.constexpr, RELATION: tl.constexpr, SKIPS: tl.constexpr, SQUARE: tl.constexpr,
+    SLOTS: tl.constexpr, MAXIMA: tl.constexpr, MEAN: tl.constexpr, PRECISION: tl.constexpr,
+    EMULATE: tl.constexpr,
 ):  # fmt: skip
     """Log-sum-exp [N] from the slots of :func:`sweep` (or of ``product``).
 
@@ -250,25 +262,24 @@ def finish(
     running maximum, its block with it, and the offset becomes NaN: whoever reads it later must
     not rely on it. Every program that writes the offset writes the same value.
 
-    Grid (row blocks,). TRIANGLE is the sweep's own block where only slots of later blocks were
-    written, else 0. With MEAN, ``means`` [own_count, N, D] becomes the softmax-weighted mean of
-    the other rows.
+    Grid (row blocks,). Of a triangle only slots beyond the diagonal were written: SQUARE is the
+    longer side of the sweep's tiles, with SLOTS own blocks; else 0. With MEAN, ``means`` [N, D],
+    the rows times their exponentials, becomes the softmax-weighted mean of the other rows.
     """
     first = tl.program_id(0) * OWN
     index = first + tl.arange(0, OWN)
     inside = index < size_own
     total = tl.zeros([OWN], tl.float32)
-    total = _merge_slots(total, own_slots, 0, own_count, first, size_own, False, OWN)
-    begin = 0
-    if TRIANGLE > 0:
-        begin = first // TRIANGLE + 1
-    total = _merge_slots(total, other_slots, begin, other_count, first, size_own, False, OWN)
+    total = _merge_slots(total, own_slots, own_count, first, size_own, 0, 0, False, OWN)
+    total = _merge_slots(
+        total, other_slots, other_count, first, size_own, SQUARE, SLOTS, False, OWN
+    )
     # not read from ``offset``, which another program may be setting to NaN just now
     fixed = exponent_offset(tl.load(scale), tl.maximum(size_own, size_other)) * LN2
     top = tl.full([OWN], -NEVER, tl.float32)
     if MAXIMA:
-        top = _merge_slots(top, own_tops, 0, own_count, first, size_own, True, OWN)
-        top = _merge_slots(top, other_tops, begin, other_count, first, size_own, True, OWN)
+        top = _merge_slots(top, own_tops, own_count, first, size_own, 0, 0, True, OWN)
+        top = _merge_slots(top, other_tops, other_count, first, size_own, SQUARE, SLOTS, True, OWN)
         top = tl.where(top > -0.5 * NEVER, top * LN2 + fixed, -float("inf"))
     result = tl.log2(total) * LN2 + fixed
     lost = inside & ((total < LOST) | (total == float("inf")))
@@ -276,10 +287,6 @@ def finish(
     place = index[:, None].to(tl.int64) * D + columns if MEAN else index
     if MEAN:
         average = tl.zeros([OWN, D], tl.float32)
-        for slot in range(0, own_count):
-            start = means + tl.cast(slot, tl.int64) * size_own * D
-            average += tl.load(start + place, mask=inside[:, None], other=0.0)
-        average = average / tl.where(total > 0, total, 1.0)[:, None]
     if tl.max(lost.to(tl.int32), 0) > 0:
         held = own
         if BD == D:
@@ -290,8 +297,6 @@ def finish(
         factor = tl.load(scale) * LOG2E
         high = tl.full([OWN], -NEVER, tl.float32)
         total = tl.zeros([OWN], tl.float32)
-        if MEAN:
-            average = tl.zeros([OWN, D], tl.float32)
         for start in range(0, size_other, OTHER):
             t = factor * scores(
                 held, own, first, size_own, other, start, size_other, D, BD, OWN, OTHER,
@@ -323,12 +328,14 @@ def finish(
         result = (tl.log2(total) + high) * LN2
         if MAXIMA:
             top = tl.where(total > 0, high * LN2, -float("inf"))
-        if MEAN:
-            average = average / tl.where(total > 0, total, 1.0)[:, None]
         result = tl.where(total == 0, -float("inf"), result)  # what is no number stays none
         tl.store(offset, float("nan"))
+    else:
+        if MEAN:
+            average = tl.load(means + place, mask=inside[:, None], other=0.0)
     tl.store(logsum + index, result, mask=inside)
     if MAXIMA:
         tl.store(largest + index, top, mask=inside)
     if MEAN:
+        average = average / tl.where(total > 0, total, 1.0)[:, None]
         tl.store(mean + place, average, mask=inside[:, None])

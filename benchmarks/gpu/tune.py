@@ -102,8 +102,7 @@ def candidates(entry: configs.Config) -> list[configs.Config]:
         new = replace(entry, **changes)
         if new.fold:  # one group of 16 rows per warp stays in its threads
             new = replace(new, fold=max(1, new.other // (16 * new.warps)))
-        whole = not new.kernel.startswith("sweep") or new.own % new.other == 0
-        if whole and 16 <= new.other <= 256 and 16 <= new.own <= 256 and new not in found:
+        if 16 <= new.other <= 256 and 16 <= new.own <= 256 and new not in found:
             found.append(new)
 
     for own in (entry.own, entry.own // 2, 2 * entry.own):

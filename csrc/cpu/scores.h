@@ -7,6 +7,8 @@ namespace {
 
 FASTCL_INLINE void add_to(float* p, V v) { store(p, load(p) + v); }
 FASTCL_INLINE void max_to(float* p, V v) { store(p, max(load(p), v)); }
+// max gives its second operand where the first is no number: NaN stays NaN
+FASTCL_INLINE V relu(V x) { return max(V{}, x); }
 
 // Stores the `cols` first numbers of a tile's row.
 FASTCL_INLINE void store_row(float* p, const V (&v)[NV], i64 cols) {
@@ -69,8 +71,8 @@ __attribute__((noinline)) void reduce_tile(const ScoreBlock& s, const Reduction&
       }
       if constexpr (!sums) continue;
       if constexpr (M == kSoftplus) e[v] = softplus(x + row_shift);
-      if constexpr (M == kRelu) e[v] = max(x + row_shift, V{});
-      if constexpr (M == kReluSquared) e[v] = max(x + row_shift, V{}) * max(x + row_shift, V{});
+      if constexpr (M == kRelu) e[v] = relu(x + row_shift);
+      if constexpr (M == kReluSquared) e[v] = relu(x + row_shift) * relu(x + row_shift);
       if constexpr (!is_phi) e[v] = exp2(M == kExact ? x + row_shift : x);
       if (!scores_masked && K != kNone) e[v] = keep_if(keep(r, v), e[v]);
       by_col = M == kExact ? exp2(x + shift2[v]) : e[v];
@@ -126,7 +128,7 @@ FASTCL_INLINE V weight(V x, float u, V v, float row_shift, V col_shift2, bool tw
   const V z = x + row_shift;
   if constexpr (W == kWeightSoftplus) return sigmoid(z) * (v + u);
   if constexpr (W == kWeightRelu) return keep_if(z > 0.0f, v + u);
-  return max(z, V{}) * 2.0f * (v + u);
+  return relu(z) * 2.0f * (v + u);
 }
 
 template <Mask K, WeightKind W>

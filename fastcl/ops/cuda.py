@@ -71,7 +71,7 @@ def _version(number: int) -> str:
 def _refuses(call: Call) -> str:
     if call.device != "cuda":
         return ""
-    capability = torch.cuda.get_device_capability()
+    capability = torch.cuda.get_device_capability(call.ordinal)
     if call.op == "similarity_logsumexp":  # wgmma is what makes these kernels
         if capability != (9, 0):
             return "its log-sum-exp needs a GPU of compute capability 9.0"
@@ -82,7 +82,8 @@ def _refuses(call: Call) -> str:
 
 def _withheld(call: Call) -> str:
     measured = MEASURED[call.op]
-    if measured and call.device == "cuda" and torch.cuda.get_device_capability() in measured:
+    asked = measured and call.device == "cuda"
+    if asked and torch.cuda.get_device_capability(call.ordinal) in measured:
         return ""
     return (
         "no kept measurement shows it faster than Triton on this GPU; use_backend('cuda') forces it"

@@ -46,7 +46,9 @@ def enqueue(
 
 
 def _call(rows: Tensor, keys: Tensor) -> Call:
-    return Call("enqueue", rows.device.type, torch.promote_types(rows.dtype, keys.dtype))
+    device = rows.device
+    precision = torch.promote_types(rows.dtype, keys.dtype)
+    return Call("enqueue", device.type, precision, device.index)
 
 
 def _enqueue(rows, ids, eps, no_id, keys, key_ids, pointer, fill, precision):

@@ -31,7 +31,7 @@ FORMS = ("views", "rows", "both")
 def fuses_pairs(op: str, a: Tensor, b: Tensor) -> bool:
     """Whether the backend that serves ``op``, one of the below, now would rather take it whole."""
     precision = precision_of(a, b, None)
-    backend = find(Call(op, a.device.type, precision))
+    backend = find(Call(op, a.device.type, precision, a.device.index))
     n, d = a.shape
     return backend is not None and backend.fuses(n, d, precision)
 

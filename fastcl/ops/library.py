@@ -136,7 +136,7 @@ def dispatch(op: str, function: str, tensor: Tensor, precision: torch.dtype, *ar
     would meet it again and lose the precision the operator promised.
     """
     device = tensor.device.type
-    call = Call(op, device, precision)
+    call = Call(op, device, precision, tensor.device.index)
     if not autocast_enabled(device):
         return run(call, function, *arguments, precision)
     with torch.autocast(device, enabled=False):

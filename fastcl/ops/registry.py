@@ -37,12 +37,14 @@ def stored_gradient(x: torch.Tensor, precision: torch.dtype) -> torch.dtype:
 class Call(NamedTuple):
     """What a backend must know of a call to say whether it can serve it.
 
-    ``precision`` is the dtype in which products are formed (sums are always fp32 or wider).
+    ``precision`` is the dtype in which products are formed (sums are always fp32 or wider);
+    ``ordinal`` tells apart devices of one type, whose capabilities may differ.
     """
 
     op: str
     device: str
     precision: torch.dtype
+    ordinal: int | None = None
 
 
 @dataclass(frozen=True)

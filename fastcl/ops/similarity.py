@@ -115,7 +115,8 @@ def _what_to_save(queries, keys, scale, key_bias, columns: bool, precision: torc
         return "mean_keys"
     n, d = queries.shape
     m = n if keys is None else keys.shape[0]
-    backend = pick(Call("similarity_logsumexp", queries.device.type, precision))
+    device = queries.device
+    backend = pick(Call("similarity_logsumexp", device.type, precision, device.index))
     fits = n * m * accumulator(precision).itemsize <= workspace_bytes()
     keep = fits and backend.keeps_exponentials(n, m, d, precision)
     return "exponentials" if keep else "nothing"

@@ -236,7 +236,7 @@ def _detail() -> str:
 
 
 def _refuses(call: Call) -> str:
-    if call.device != "cuda" or torch.cuda.get_device_capability() >= (8, 0):
+    if call.device != "cuda" or torch.cuda.get_device_capability(call.ordinal) >= (8, 0):
         return ""
     return "needs a GPU of compute capability 8.0 or newer"
 

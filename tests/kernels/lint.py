@@ -34,10 +34,6 @@ SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}  # bytes per multipro
 # per tile; fp32 spends 12 times the products, and on sm_80 columns are spread over more warps
 SHUFFLES = {("*bf16", 90): 8, ("*fp16", 90): 8, ("*fp32", 90): 32}
 SHUFFLES |= {(dtype, 80): 32 for dtype in ("*bf16", "*fp16", "*fp32")}
-_POINTERS = {
-    "torch.float32": "*fp32", "torch.bfloat16": "*bf16", "torch.float16": "*fp16",
-    "torch.int64": "*i64",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,17 +83,23 @@ class Report:
 
 
 def record(arch: int, quick: bool) -> list[Launch]:
-    """The distinct launches of the Triton backend on compute capability ``arch``."""
+    """The distinct launches of the Triton backend on compute capability ``arch``.
+
+    Triton's own launch path binds and specialises the arguments, on a device that is only named,
+    and is stopped where it would compile: what is checked is what a GPU gets.
+    """
+    import triton
     from fastcl.kernels import launch, problem
-    from triton.runtime.jit import JITFunction
+    from triton.runtime.driver import driver
 
     from fastcl.ops import triton as backend
 
     launches: dict[Launch, None] = {}
-    claimed = {}
+    claimed: dict[str, int] = {}
 
-    def run(self, *args, grid, warmup, **kwargs):
-        launches[_describe(self, args, kwargs, claimed)] = None
+    def note(*, fn, compile, **_):
+        launches[_describe(fn.jit_function, compile, claimed)] = None
+        return True  # as if somebody else had compiled it
 
     config = problem.Problem.config
 
@@ -107,40 +109,47 @@ def record(arch: int, quick: bool) -> list[Launch]:
         claimed[names.get(kernel, kernel)] = entry.programs
         return entry
 
-    original = JITFunction.run, problem.device, launch.matmul, config
-    JITFunction.run, problem.Problem.config = run, remember
+    knobs, active = triton.knobs.runtime, driver._active
+    original = problem.device, launch.matmul, config, knobs.jit_cache_hook
+    problem.Problem.config, knobs.jit_cache_hook = remember, note
     problem.device = lambda index: (arch, 132)
     launch.matmul = lambda a, b, out, add: None
+    driver.set_active(_Named(arch))
     try:
         for n in _sizes()[: 1 if quick else None]:
             _exercise(backend, n, quick)
     finally:
-        JITFunction.run, problem.device, launch.matmul, problem.Problem.config = original
+        problem.device, launch.matmul, problem.Problem.config, knobs.jit_cache_hook = original
+        driver._active = active
     return list(launches)
 
 
-def _describe(kernel, args, kwargs, claimed) -> Launch:
-    options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+class _Named:
+    """What Triton asks of a driver before it compiles; each architecture is a device."""
+
+    def __init__(self, arch: int):
+        self.arch = arch
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+
+def _describe(kernel, compiled: dict, claimed: dict[str, int]) -> Launch:
     names = kernel.arg_names
-    values = dict(zip(names, args, strict=False)) | kwargs
-    signature, constants, aligned = [], [], []
-    for parameter in kernel.params:
-        name, value = parameter.name, values[parameter.name]
-        if parameter.is_constexpr or value is None:
-            signature.append((name, "constexpr"))
-            constants.append((name, value))
-        elif hasattr(value, "dtype"):
-            signature.append((name, _POINTERS[str(value.dtype)]))
-            aligned.append(name)
-        elif isinstance(value, float):
-            signature.append((name, "fp32"))
-        else:
-            signature.append((name, "i32"))
-            if not parameter.do_not_specialize and value % 16 == 0:
-                aligned.append(name)
+    options = {key: compiled[key] for key in ("num_warps", "num_stages", "enable_fp_fusion")}
     return Launch(
-        kernel.fn.__module__, kernel.fn.__name__, tuple(signature), tuple(constants),
-        tuple(aligned), tuple(options.items()),
+        kernel.fn.__module__, kernel.fn.__name__, tuple(compiled["signature"].items()),
+        tuple((names[at], value) for (at,), value in compiled["constants"].items()),
+        tuple(names[at] for (at,), known in compiled["configs"][0].items() if known),
+        tuple(options.items()),
         claimed.get(kernel.fn.__name__, 0) if "own" in names else 0,
     )  # fmt: skip
 
@@ -192,17 +201,18 @@ def _exercise(backend, n: int, quick: bool) -> None:
             backend.similarity_sum_backward(grad, *common, phi, everything, dtype)
         backend.similarity_topk(q, k, scale, bias, *different, 128, grad, dtype)
         if width == 128:
-            x, y = q.to(dtype), torch.ones(n, width)
-            backend.l2_normalize(x, 1e-12, dtype)
-            backend.l2_normalize_backward(y, x, y, grad, 1e-12, dtype)
-            backend.l2_normalize_pair(x, x, 1e-12, dtype)
-            rows = torch.ones(2 * n, width)
-            backend.l2_normalize_pair_backward(rows, grad, x, x, rows, rows[:, 0], 1e-12, dtype)
+            for columns in (width, 50, 100):  # the last two are no vectors
+                x, y = torch.ones(n, columns, dtype=dtype), torch.ones(n, columns)
+                backend.l2_normalize(x, 1e-12, dtype)
+                backend.l2_normalize_backward(y, x, y, grad, 1e-12, dtype)
+                backend.l2_normalize_pair(x, x, 1e-12, dtype)
+                rows = torch.ones(2 * n, columns)
+                backend.l2_normalize_pair_backward(rows, grad, x, x, rows, rows[:, 0], 1e-12, dtype)
 
 
 def _forms(torch):
     """Widths and dtypes: every bucket of the table that can differ, fp16 once."""
-    for width in (64, 128, 256, 768):
+    for width in (16, 64, 128, 256, 768):
         yield width, torch.bfloat16
     for width in (64, 128):  # held and streamed
         yield width, torch.float32
@@ -392,6 +402,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     warnings.simplefilter("ignore")
     sys.exit(main())

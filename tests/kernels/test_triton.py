@@ -5,6 +5,8 @@ that only large or awkward problems take, made small by narrowing the table's ru
 matrix of tests/ops/test_backends.py runs under ``make test-triton-full``.
 """
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,6 +133,76 @@ def test_rows_out_of_the_offset_s_range(symmetric, sign):
 
     for ours, exact in zip(run("triton"), run("reference"), strict=True):
         assert float((ours - exact).norm()) <= 5e-5 * float(exact.norm())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_both_directions_fit_fp16(symmetric):
+    """Rows and columns of one pair each weigh it twice with the gradient, here just below a power
+    of two: their sum may not reach 65520, which fp16 takes for infinity."""
+    q, k = F.normalize(torch.randn(2, 24)).half(), F.normalize(torch.randn(2, 24)).half()
+    pairs = Pairs(skip=(0,))
+
+    def run(backend, dtype):
+        leaf = q.to(dtype).requires_grad_()
+        with fastcl.use_backend(backend):
+            keys = None if symmetric else k.to(dtype)
+            sums = similarity_logsumexp(leaf, keys, 4.0, columns=not symmetric, pairs=pairs)
+            total = sums.rows.sum() + sums.columns.sum()
+            return torch.autograd.grad(total * (1 - 2.0**-20), leaf)[0].double()
+
+    exact = run("reference", torch.float64)
+    assert float((run("triton", torch.float16) - exact).norm() / exact.norm()) < 2e-3
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=_label)
+def test_tables_of_gpus(monkeypatch, arch, dtype):
+    """Tiles, folds and shares of the device as GPUs have them: the interpreter's own table does
+    not hold every proportion. As many rows as make three blocks."""
+    from fastcl.kernels import problem
+
+    monkeypatch.setattr(problem, "device", lambda _: (arch, 132))
+    rows = 90 if dtype == torch.float32 else 300
+    _judge("logsumexp", Shape(rows, None, 40, "three own blocks"), "random", "offsets", 0.1, dtype)
+    _judge("columns", Shape(rows, 90, 40, "the same"), "random", "offsets", 0.1, dtype, bias=True)
+
+
+@pytest.mark.parametrize(("own", "other", "finish"), [(32, 64, 64), (32, 32, 64)])
+def test_tiles_of_any_proportion(monkeypatch, own, other, finish):
+    """Tables for GPUs hold blocks higher and lower than the tiles they meet, and than those that
+    finish them; a triangle has other slots with each."""
+    from fastcl.kernels.problem import Problem
+
+    config = Problem.config
+
+    def shaped(self, kernel):
+        entry = config(self, kernel)
+        if kernel == "finish":
+            return dataclasses.replace(entry, own=finish)
+        return dataclasses.replace(entry, own=own, other=other)
+
+    monkeypatch.setattr(Problem, "config", shaped)
+    _judge("logsumexp", SHAPES[10], "random", "offsets", 0.1)
+    q = torch.randn(150, 24)
+    with fastcl.use_backend("triton"):
+        ours = similarity_logsumexp(q, None, 0.1, maxima=True, pairs=Pairs(skip=(0,))).row_max
+    with fastcl.use_backend("reference"):
+        exact = similarity_logsumexp(q, None, 0.1, maxima=True, pairs=Pairs(skip=(0,))).row_max
+    torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_another_default_dtype():
+    """Models are built under torch.set_default_dtype; no kernel takes what it makes of a number."""
+    q, k = torch.randn(9, 24).half().requires_grad_(), torch.randn(20, 24).half()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with fastcl.use_backend("triton"):
+            for columns in (False, True):
+                similarity_logsumexp(q, k, 1.0, columns=columns).rows.sum().backward()
+            similarity_sum(q, k, 1.0, phi="softplus").sum().backward()
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -220,6 +220,23 @@ def test_upstream_of_empty_rows_is_ignored(backend, scale):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_upstream_breaks_its_row_alone(backend, broken):
+    """Weights are formed in units of the largest gradient, which it must not become."""
+    queries, keys = (torch.nn.functional.normalize(torch.randn(n, 16)) for n in (70, 60))
+    queries.requires_grad_()
+    keys.requires_grad_()
+    others = torch.arange(70) != 5
+    upstream = torch.where(others, 1.0, broken)
+    with fastcl.use_backend(backend):
+        rows = fastcl.ops.similarity_logsumexp(queries, keys, 4.0).rows
+        (gradient,) = torch.autograd.grad(rows, queries, upstream, retain_graph=True)
+        (whole,) = torch.autograd.grad(rows, queries, torch.ones(70))
+    assert not torch.isfinite(gradient[5]).any()
+    torch.testing.assert_close(gradient[others], whole[others], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [4.0, 400.0])
 @pytest.mark.parametrize("entry", [float("nan"), float("inf")])
 def test_a_broken_entry_breaks_its_row_alone(backend, scale, entry):
@@ -232,3 +249,7 @@ def test_a_broken_entry_breaks_its_row_alone(backend, scale, entry):
     truth = (queries.double() @ keys.double().T * scale).logsumexp(1)
     assert rows[5].isnan() or rows[5] == float("inf")
     torch.testing.assert_close(rows[others].double(), truth[others], rtol=1e-5, atol=1e-5)
+    for phi in ("softplus", "relu", "relu_squared"):
+        with fastcl.use_backend(backend):
+            sums = fastcl.ops.similarity_sum(queries, keys, scale, phi=phi)
+        assert torch.isfinite(sums).tolist() == others.tolist()

@@ -2,14 +2,16 @@
 
 import contextlib
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastcl
 from fastcl import NegativeQueue
-from fastcl.ops import Backend, chunked, registry
+from fastcl.ops import Backend, chunked, library, registry
 
 
 @contextlib.contextmanager
@@ -46,6 +48,27 @@ def test_a_withheld_kernel_serves_only_when_forced():
             with pytest.raises(RuntimeError, match="mine: does not implement similarity_topk"):
                 fastcl.ops.similarity_topk(x, x, k=1)
         assert torch.equal(normalize(x), exact)
+
+
+def test_each_device_is_judged_by_itself(monkeypatch):
+    """A GPU too old for a backend beside one that is not, whichever of them is current."""
+    capabilities = {None: (7, 5), 0: (7, 5), 1: (9, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.get)
+    for backend in (fastcl.ops.triton.BACKEND, fastcl.ops.cuda.BACKEND):
+        monkeypatch.setitem(
+            registry._REGISTRY.backends, backend.name, dataclasses.replace(backend, unavailable="")
+        )
+    monkeypatch.setattr(registry._REGISTRY, "answers", {})
+    with FakeTensorMode():
+        rows = [torch.empty(3, 4, device=f"cuda:{i}") for i in range(2)]
+    monkeypatch.setattr(library, "run", lambda call, *_: registry.pick(call).name)
+    names = [library.dispatch("l2_normalize", "", x, torch.float32) for x in rows]
+    assert names == ["chunked", "triton"]
+    assert registry.find(registry.Call("enqueue", "cuda", torch.float32, 0)) is None
+    with fastcl.use_backend("cuda"):
+        found = registry.find(registry.Call("enqueue", "cuda", torch.float32, 1))
+        assert found is not None
+        assert found.name == "cuda"
 
 
 def test_a_partial_backend_leaves_the_rest_to_others():

@@ -191,7 +191,9 @@ def _shrink(sides: list[_Side]) -> Tensor:
     They may be as small as 1e-19 where the sums are as large as 1e30; this keeps their quotient
     out of the subnormal numbers.
     """
-    largest = torch.stack([side.grad.abs().amax() for side in sides]).amax()
+    # one broken gradient shall not spoil the others
+    known = [torch.nan_to_num(side.grad.abs(), nan=0.0, posinf=0.0) for side in sides]
+    largest = torch.stack([grad.amax() for grad in known]).amax()
     size = torch.exp2(largest.clamp_min(torch.finfo(largest.dtype).tiny).log2().floor())
     for side in sides:
         side.grad = side.grad / size
