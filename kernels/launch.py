@@ -265,6 +265,8 @@ def _weight_chunks(p: Problem, weights: list[Weights], offset: Tensor, symmetric
     """Own rows in chunks, as a slice, and W [rows, M] in the operands' dtype; of a symmetric
     problem its columns from the chunk's first row on."""
     config = p.config("weights")
+    *_, form = weights
+    fixed = weights[0] if len(weights) > 1 else None  # else another launch would return, but slowly
     n, m = len(p.own), len(p.other)
     dtype = torch.float32 if weights[0].wide else p.own.rows.dtype
     pitch = _pitch(m)
@@ -277,12 +279,13 @@ def _weight_chunks(p: Problem, weights: list[Weights], offset: Tensor, symmetric
         pitch = _pitch(m - left)
         rows = min(n - begin, config.own * (size // (config.own * pitch)))
         chunk = buffer[: rows * pitch].view(rows, pitch)
-        for form in weights:
-            blocks = ceil(rows, config.own) * ceil(m - left, config.other)
-            product.write_weights[(blocks,)](
-                p.own.rows, p.other.rows, p.scale, offset, out=chunk, begin=begin, rows=rows,
-                left=left, pitch=pitch, **form.arguments(p), **p.rule(), **p.tile(config),
-            )  # fmt: skip
+        blocks = ceil(rows, config.own) * ceil(m - left, config.other)
+        product.write_weights[(blocks,)](
+            p.own.rows, p.other.rows, p.scale, offset, out=chunk, begin=begin, rows=rows,
+            left=left, pitch=pitch, own_ratio=fixed and fixed.own_gain,
+            other_ratio=fixed and fixed.other_gain, **form.arguments(p), **p.rule(),
+            **p.tile(config),
+        )  # fmt: skip
         yield slice(begin, begin + rows), chunk[:, : m - left]
         begin += rows
 

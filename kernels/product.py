@@ -128,20 +128,14 @@ def _vectors(
 
 
 @triton.jit
-def _tile(
-    held, first, start, away, own_index, ids, own_bias, own_gain, own_shift, own, other, scale,
-    offset, other_bias, other_gain, other_shift, other_ids, size_own, size_other, skip0, skip1,
-    skip2,
-    D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
-    OWN_BIAS: tl.constexpr, OTHER_BIAS: tl.constexpr, RELATION: tl.constexpr,
-    SKIPS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr, UNIT: tl.constexpr,
-    MASKED: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+def _weigh(
+    s, start, away, own_index, ids, own_bias, own_gain, own_shift, scale, offset, other_bias,
+    other_gain, other_shift, other_ids, size_own, size_other, skip0, skip1, skip2,
+    OTHER: tl.constexpr, OWN_BIAS: tl.constexpr, OTHER_BIAS: tl.constexpr,
+    RELATION: tl.constexpr, SKIPS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr,
+    UNIT: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Weights [OWN, OTHER] of one tile, and its scores, -NEVER where the rule drops a pair."""
-    s = scores(
-        held, own, first, size_own, other, start, size_other, D, BD, OWN, OTHER,
-        PRECISION, EMULATE, "rows",
-    )  # fmt: skip
+    """Weights [OWN, OTHER] of inner products, and scores, -NEVER where the rule drops a pair."""
     b, g, m = _vectors(
         start, size_other, other_bias, other_gain, other_shift, OTHER_BIAS, UNIT, OTHER
     )
@@ -166,6 +160,28 @@ def _tile(
         w = tl.where(keep, w, 0.0)
         t = tl.where(keep, t, -NEVER)
     return w, t
+
+
+@triton.jit
+def _tile(
+    held, first, start, away, own_index, ids, own_bias, own_gain, own_shift, own, other, scale,
+    offset, other_bias, other_gain, other_shift, other_ids, size_own, size_other, skip0, skip1,
+    skip2,
+    D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
+    OWN_BIAS: tl.constexpr, OTHER_BIAS: tl.constexpr, RELATION: tl.constexpr,
+    SKIPS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr, UNIT: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr, EMULATE: tl.constexpr,
+):  # fmt: skip
+    """Weights [OWN, OTHER] of one tile, and its scores."""
+    s = scores(
+        held, own, first, size_own, other, start, size_other, D, BD, OWN, OTHER,
+        PRECISION, EMULATE, "rows",
+    )  # fmt: skip
+    return _weigh(
+        s, start, away, own_index, ids, own_bias, own_gain, own_shift, scale, offset, other_bias,
+        other_gain, other_shift, other_ids, size_own, size_other, skip0, skip1, skip2, OTHER,
+        OWN_BIAS, OTHER_BIAS, RELATION, SKIPS, WEIGHT, GAIN, UNIT, MASKED,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -294,8 +310,8 @@ def product(
 @triton.jit(do_not_specialize=SIZES)
 def write_weights(
     own, other, scale, offset, own_bias, other_bias, own_gain, other_gain, own_shift,
-    other_shift, own_ids, other_ids, out, begin, rows, left, pitch, size_own, size_other,
-    skip0, skip1, skip2,
+    other_shift, own_ratio, other_ratio, own_ids, other_ids, out, begin, rows, left, pitch,
+    size_own, size_other, skip0, skip1, skip2,
     D: tl.constexpr, BD: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
     OWN_BIAS: tl.constexpr, OTHER_BIAS: tl.constexpr, RELATION: tl.constexpr,
     SKIPS: tl.constexpr, WEIGHT: tl.constexpr, GAIN: tl.constexpr, UNIT: tl.constexpr,
@@ -305,17 +321,10 @@ def write_weights(
     out [rows, M - left], its rows ``pitch`` apart; the columns between are written too, because
     whole vectors leave a thread only where a mask's end divides by their length.
 
-    Grid (own blocks of the chunk * other blocks,): a second dimension ends at 65535 blocks.
+    With ratios, weights are "both_fixed" by them where the offset is valid, and "both_online" by
+    gains and shifts where not. Grid (own blocks of the chunk * other blocks,): a second dimension
+    ends at 65535 blocks.
     """
-    shift = 0.0
-    if WEIGHT == "both_fixed" or WEIGHT == "both_online":
-        shift = tl.load(offset) * LOG2E
-    if WEIGHT == "both_fixed":
-        if shift != shift:
-            return
-    if WEIGHT == "both_online":
-        if shift == shift:
-            return
     blocks = tl.cdiv(rows, OWN)
     block = tl.program_id(0) % blocks
     first = begin + block * OWN
@@ -326,12 +335,33 @@ def write_weights(
     own_index, ids, bias, gain, level = _own_side(
         first, size_own, own_bias, own_gain, own_shift, own_ids, OWN_BIAS, RELATION, UNIT, OWN
     )
-    w, _ = _tile(
-        held, first, start, 0.0, own_index, ids, bias, gain, level, own, other,
-        tl.load(scale) * UNIT, shift, other_bias, other_gain, other_shift, other_ids, size_own,
-        size_other, skip0, skip1, skip2, D, BD, OWN, OTHER, OWN_BIAS, OTHER_BIAS, RELATION, SKIPS,
-        WEIGHT, GAIN, UNIT, False, PRECISION, EMULATE,
+    s = scores(
+        held, own, first, size_own, other, start, size_other, D, BD, OWN, OTHER,
+        PRECISION, EMULATE, "rows",
     )  # fmt: skip
+    unit = tl.load(scale) * UNIT
+    shift = 0.0
+    if own_ratio is not None:
+        shift = tl.load(offset) * LOG2E
+        if shift == shift:
+            ratio = load_vector(own_ratio, first, size_own, OWN)[:, None]
+            w, _ = _weigh(
+                s, start, 0.0, own_index, ids, bias, ratio, 0.0, unit, shift, other_bias,
+                other_ratio, None, other_ids, size_own, size_other, skip0, skip1, skip2, OTHER,
+                OWN_BIAS, OTHER_BIAS, RELATION, SKIPS, "both_fixed", GAIN, UNIT, False,
+            )  # fmt: skip
+        else:
+            w, _ = _weigh(
+                s, start, 0.0, own_index, ids, bias, gain, level, unit, shift, other_bias,
+                other_gain, other_shift, other_ids, size_own, size_other, skip0, skip1, skip2,
+                OTHER, OWN_BIAS, OTHER_BIAS, RELATION, SKIPS, WEIGHT, GAIN, UNIT, False,
+            )  # fmt: skip
+    else:
+        w, _ = _weigh(
+            s, start, 0.0, own_index, ids, bias, gain, level, unit, shift, other_bias, other_gain,
+            other_shift, other_ids, size_own, size_other, skip0, skip1, skip2, OTHER, OWN_BIAS,
+            OTHER_BIAS, RELATION, SKIPS, WEIGHT, GAIN, UNIT, False,
+        )  # fmt: skip
     # what lies past the edges is never read
     if touched(first, start, first + OWN, start + OTHER, skip0, skip1, skip2, SKIPS, OWN, OTHER):
         index = (start + tl.arange(0, OTHER))[None, :]

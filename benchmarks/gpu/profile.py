@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 
+import fastcl
+
 from .. import device, report
 from ..cases import Case
 from ..contestants import fastcl_backends
@@ -16,15 +18,20 @@ from ..measure import differentiate
 from .sanitize import find_tool
 from .stage import Stage
 
-# kernel -> a case whose forward or backward is mostly that kernel
+# kernel -> its backend, and a case whose forward or backward is mostly that kernel
+_NTXENT, _QUEUE = Case("ntxent", 16384, 128, "bf16", 16384), Case("queue", 256, 128, "bf16", 65536)
+_WIDE = Case("ntxent", 16384, 512, "bf16", 16384)
 _KERNELS = {
-    "sweep": Case("ntxent", 16384, 128, "bf16", 16384),
-    "product": Case("ntxent", 16384, 128, "bf16", 16384),
-    "product of a queue": Case("queue", 256, 128, "bf16", 65536),
-    "write_weights": Case("ntxent", 16384, 512, "bf16", 16384),
-    "sweep, wide": Case("ntxent", 16384, 512, "bf16", 16384),
+    "sweep": ("triton", _NTXENT),
+    "product": ("triton", _NTXENT),
+    "product of a queue": ("triton", _QUEUE),
+    "write_weights": ("triton", _WIDE),
+    "sweep, wide": ("triton", _WIDE),
+    "sweep_kernel": ("cuda", _NTXENT),
+    "product_kernel": ("cuda", _NTXENT),
+    "product_kernel of a queue": ("cuda", _QUEUE),
 }
-_TOY = {"sweep": Case("ntxent", 40, 20, "fp32", 40)}
+_TOY = {"sweep": ("triton", Case("ntxent", 40, 20, "fp32", 40))}
 _SECTIONS = (
     "SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "SchedulerStats",
     "WarpStateStats", "InstructionStats", "LaunchStats", "Occupancy",
@@ -52,16 +59,18 @@ def run(stage: Stage) -> None:
     """Everything of this stage."""
     kernels = _TOY if stage.toy else _KERNELS
     if not stage.toy:
-        stage.warm(list(dict.fromkeys(kernels.values())))
+        stage.warm(list(dict.fromkeys(case for _, case in kernels.values())))
     stage.each(
-        stage.chosen(list(kernels)), lambda name: _profile(stage, name, kernels[name]), "kernel"
+        stage.chosen(list(kernels)), lambda name: _profile(stage, name, *kernels[name]), "kernel"
     )
 
 
-def _profile(stage: Stage, name: str, case: Case) -> dict:
+def _profile(stage: Stage, name: str, backend: str, case: Case) -> dict:
+    if reason := fastcl.backends()[backend].unavailable:
+        return {"result": reason}
     ncu = find_tool("ncu")
-    command = [sys.executable, "-m", f"{__package__}.profile", stage.device.name, case.task,
-               str(case.rows), str(case.width), case.dtype, str(case.keys)]  # fmt: skip
+    command = [sys.executable, "-m", f"{__package__}.profile", stage.device.name, backend,
+               case.task, str(case.rows), str(case.width), case.dtype, str(case.keys)]  # fmt: skip
     if ncu is not None:
         kernel = re.match(r"\w+", name)[0]
         command = [
@@ -115,8 +124,8 @@ def lines(records: list[dict]) -> list[str]:
     return ([report.plain("", ("kernel", *_SHOWN), rows)] if rows else []) + notes
 
 
-def _twice(device_name: str, case: Case) -> None:
-    inputs, (contestant,) = case.inputs(device_name), fastcl_backends(("triton",))
+def _twice(device_name: str, backend: str, case: Case) -> None:
+    inputs, (contestant,) = case.inputs(device_name), fastcl_backends((backend,))
     step = contestant.builders[case.task](case)
     for _ in range(2):
         differentiate(step, contestant, inputs)
@@ -124,5 +133,5 @@ def _twice(device_name: str, case: Case) -> None:
 
 
 if __name__ == "__main__":
-    where, task, rows, width, dtype, keys = sys.argv[1:]
-    _twice(where, Case(task, int(rows), int(width), dtype, int(keys)))
+    where, backend, task, rows, width, dtype, keys = sys.argv[1:]
+    _twice(where, backend, Case(task, int(rows), int(width), dtype, int(keys)))

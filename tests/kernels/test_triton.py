@@ -109,10 +109,12 @@ def test_a_queue(rules, dtype, width, scale, rule):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_rows_out_of_the_offset_s_range(symmetric, sign):
+@pytest.mark.parametrize("width", [24, 300])
+def test_rows_out_of_the_offset_s_range(rules, symmetric, sign, width):
     """Sums that vanish (opposite rows) or overflow (long rows) under the fixed offset are done
     again, and the backward then takes two exponentials."""
-    q = F.normalize(torch.randn(150, 24))
+    rules(dense_pairs=0)
+    q = F.normalize(torch.randn(150, width))
     if sign > 0:
         q[3] *= 30.0
     else:
