@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import classify as classification
 from . import configs, normalize, product, sweep, topk
 from .problem import Problem, ceil
 from .problem import floats as floats
@@ -421,13 +422,33 @@ def unit_pairs(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor
 
 
 def unit_pairs_backward(
-    grad_rows, grad_cosines, a, b, rows, factors, eps: float
+    grad_rows, grad_cosines, a, b, rows, factors, eps: float, dtypes: list[torch.dtype]
 ) -> tuple[Tensor, Tensor]:
+    """Gradients of ``a`` and ``b``, in ``dtypes``."""
     n, d = a.shape
-    out_a, out_b = a.new_empty(n, d), b.new_empty(n, d)
+    out_a, out_b = (a.new_empty(n, d, dtype=dtype) for dtype in dtypes)
     blocks = _row_blocks(n, d)
     normalize.pair_backward[(ceil(n, blocks["ROWS"]),)](
         grad_rows.contiguous(), grad_cosines.contiguous(), rows, factors, out_a, out_b, n,
         eps, d, **blocks,
     )  # fmt: skip
     return out_a, out_b
+
+
+def classify(
+    cosines: Tensor, scale: Tensor, sides: list[tuple[Tensor, Tensor]], share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of pairs, its derivative by their cosines [N], and by the scale in their scores.
+
+    ``sides``: one or two, each log-sum-exps [N] and where the derivatives by these go.
+    """
+    (rows, grad_rows), (columns, grad_columns) = (*sides, (None, None))[:2]
+    n = len(cosines)
+    programs = ceil(n, 1024)
+    grad_cosines, sums = torch.empty_like(cosines), cosines.new_empty(2, programs)
+    classification.classify[(programs,)](
+        cosines, rows, columns, scale, grad_rows, grad_columns, grad_cosines, sums, n, share,
+        COLUMNS=columns is not None, BLOCK=1024, **configs.FUSION,
+    )  # fmt: skip
+    loss, by_scale = sums.sum(1).unbind()
+    return loss, grad_cosines, by_scale

@@ -28,6 +28,7 @@ from .tile import (
     kept,
     load_rows,
     load_vector,
+    log1p,
     related,
     scores,
     touched,
@@ -35,25 +36,6 @@ from .tile import (
 
 # sizes and offsets change from call to call, and no kernel is compiled anew for them
 SIZES = ["size_own", "size_other", "skip0", "skip1", "skip2", "begin", "rows", "left"]
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) for x in [0, 1] to a few ulp, as 2 atanh(x / (2 + x)) in powers of the square.
-
-    The hardware's logarithm is only exact to 2^-22 absolutely, and sums of softplus are made of
-    smaller terms than that.
-    """
-    z = x / (2.0 + x)
-    y = z * z
-    series = 1.0 / 15.0
-    series = series * y + 1.0 / 13.0
-    series = series * y + 1.0 / 11.0
-    series = series * y + 1.0 / 9.0
-    series = series * y + 1.0 / 7.0
-    series = series * y + 0.2
-    series = series * y + 1.0 / 3.0
-    return 2.0 * z * (series * y + 1.0)
 
 
 @triton.jit
@@ -92,7 +74,7 @@ def _weight(
     elif WEIGHT == "both_online":
         w = tl.math.exp2(t - own_shift) * own_gain + tl.math.exp2(t - other_shift) * other_gain
     elif WEIGHT == "softplus":
-        w = tl.maximum(t, 0.0) + _log1p(tl.math.exp2(-tl.abs(t) * LOG2E))
+        w = tl.maximum(t, 0.0) + log1p(tl.math.exp2(-tl.abs(t) * LOG2E))
     elif WEIGHT == "relu":
         w = _relu(t)
     elif WEIGHT == "relu_squared":

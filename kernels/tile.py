@@ -117,3 +117,22 @@ def exponent_offset(scale, size):
     bound = tl.abs(scale) * (LOG2E * 1.01)
     room = 124.0 - tl.log2(tl.cast(size, tl.float32))
     return tl.maximum(0.0, bound - room)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x in [0, 1] to a few ulp, as 2 atanh(x / (2 + x)) in powers of the square.
+
+    The hardware's logarithm is only exact to 2^-22 absolutely, and sums of softplus are made of
+    smaller terms than that.
+    """
+    z = x / (2.0 + x)
+    y = z * z
+    series = 1.0 / 15.0
+    series = series * y + 1.0 / 13.0
+    series = series * y + 1.0 / 11.0
+    series = series * y + 1.0 / 9.0
+    series = series * y + 1.0 / 7.0
+    series = series * y + 0.2
+    series = series * y + 1.0 / 3.0
+    return 2.0 * z * (series * y + 1.0)

@@ -2,10 +2,10 @@
 
 Normalisation, log-sum-exp over the negatives, softplus(log-sum-exp - positive), reduction, and the
 gradients of all inputs, which the forward forms already: they differ from those of any other
-upstream by a factor, so the backward multiplies and sweeps nothing. Small batches are little else
-than calls, and this is one call where the primitives take a dozen. The sigmoid loss gains at every
-size: no sum precedes its gradient, so that one sweep forms both, with three products of N x N x D
-for the primitives' four.
+upstream by a factor, so the backward multiplies and sweeps nothing. Small batches, on GPUs those of
+thousands of rows, are little else than calls, and this is one where the primitives take a dozen.
+The sigmoid loss gains at every size: no sum precedes its gradient, so that one sweep forms both,
+with three products of N x N x D for the primitives' four.
 
 They are optional: a backend that offers one says when it is the better choice
 (:attr:`~fastcl.ops.registry.Backend.fuses`), and losses compose the primitives otherwise.
@@ -23,17 +23,15 @@ from . import reference
 from .checks import as_scalar, check_same_shape, precision_of
 from .library import cast_gradients, define, differentiate, dispatch, traced
 from .normalize import EPS
-from .registry import Call, accumulator, find, stored_gradient
+from .registry import Call, accumulator, fuses, stored_gradient
 
 FORMS = ("views", "rows", "both")
 
 
 def fuses_pairs(op: str, a: Tensor, b: Tensor) -> bool:
     """Whether the backend that serves ``op``, one of the below, now would rather take it whole."""
-    precision = precision_of(a, b, None)
-    backend = find(Call(op, a.device.type, precision, a.device.index))
-    n, d = a.shape
-    return backend is not None and backend.fuses(n, d, precision)
+    call = Call(op, a.device.type, precision_of(a, b, None), a.device.index)
+    return fuses(call, *a.shape)
 
 
 def pair_softmax(

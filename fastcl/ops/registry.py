@@ -148,6 +148,11 @@ def find(call: Call) -> Backend | None:
     return next(iter(_serving(call)), None)
 
 
+def fuses(call: Call, n: int, d: int) -> bool:
+    """Whether one that serves ``call`` would rather take a whole loss of N pairs."""
+    return any(backend.fuses(n, d, call.precision) for backend in _serving(call))
+
+
 def run(call: Call, function: str, *arguments):
     """What ``function`` of the first backend that serves ``call``, and does not decline, returns.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import chunked
-from .registry import Backend, Call
+from .registry import OPS, Backend, Call, run, stored_gradient
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -226,7 +226,57 @@ def l2_normalize_pair_backward(
     grad_rows, grad_cosines, a, b, rows, factors, eps: float, precision: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     with _on(a):
-        return _launch().unit_pairs_backward(grad_rows, grad_cosines, a, b, rows, factors, eps)
+        return _launch().unit_pairs_backward(
+            grad_rows, grad_cosines, a, b, rows, factors, eps, [a.dtype, b.dtype]
+        )
+
+
+def pair_softmax(a, b, scale, form, mean, eps, needs, precision):
+    """The primitives' launches one after the other, but for one kernel between log-sum-exps and
+    gradients: on the host a step is one call, where autograd would be asked eight times."""
+    launch, n = _launch(), len(a)
+    views, both = form == "views", form == "both"
+    scale = scale.float()
+    with _on(a):
+        rows, cosines, factors = launch.unit_pairs(a, b, eps)
+    queries, keys, skip = (rows, None, [0, n, -n]) if views else (rows[:n], rows[n:], [0])
+    problem = (queries, keys, scale, None, None, None, "any", skip)
+    # whoever serves it: there may be a faster kernel than Triton's
+    call = Call("similarity_logsumexp", a.device.type, precision, a.device.index)
+    sums, columns, _, _, saved, offset = run(
+        call, "similarity_logsumexp", *problem, both, False, "nothing", precision
+    )
+    grads = [torch.empty_like(x) for x in (sums, columns)]
+    sides = list(zip((sums, columns), grads, strict=True))[: 2 if both else 1]
+    if views:
+        sides = [(sums[half], grads[0][half]) for half in (slice(n), slice(n, None))]
+    share = 1.0 / ((n if mean else 1) * (len(sides) if mean or both else 1))
+    with _on(a):
+        loss, grad_cosines, by_scale = launch.classify(cosines, scale, sides, share)
+    none = [loss.new_empty(0) for _ in range(3)]
+    if not any(needs):
+        return loss, *none
+    need_a, need_b, need_scale = needs
+    wanted = [need_a or need_b, False] if views else [need_a, need_b]
+    *grad_units, grad_scale, _ = run(
+        call, "similarity_logsumexp_backward", grads[0], grads[1] if both else None, *problem,
+        sums, columns, saved, offset, "nothing", [*wanted, need_scale, False], precision,
+    )  # fmt: skip
+    if need_a or need_b:
+        if not views:
+            halves = zip(grad_units, wanted, strict=True)
+            grad_units = [
+                torch.cat([g if given else torch.zeros_like(queries) for g, given in halves])
+            ]
+        dtypes = [stored_gradient(x, precision) for x in (a, b)]
+        with _on(a):
+            gradients = launch.unit_pairs_backward(
+                grad_units[0], grad_cosines, a, b, rows, factors, eps, dtypes
+            )
+        none[:2] = [g if given else x for g, given, x in zip(gradients, needs, none, strict=False)]
+    if need_scale:
+        none[2] = grad_scale + by_scale
+    return loss, *none
 
 
 def _detail() -> str:
@@ -245,10 +295,12 @@ _reason = _unavailable()
 BACKEND = Backend(
     "triton",
     sys.modules[__name__],
+    ops=(*OPS, "pair_softmax"),
     devices=("cuda", "cpu") if _INTERPRETED else ("cuda",),
     precisions=(torch.float32, torch.bfloat16, torch.float16),
     unavailable=_reason,
     detail="" if _reason else _detail(),
     refuses=_refuses,
     keeps_exponentials=lambda *_: False,
+    fuses=lambda *_: True,
 )

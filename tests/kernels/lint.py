@@ -164,6 +164,7 @@ def _sizes() -> list[int]:
 def _exercise(backend, n: int, quick: bool) -> None:
     """Call every operator of the backend in the forms the losses use, with ``n`` rows."""
     import torch
+    from fastcl.kernels import launch
 
     scale, ids = torch.ones(()), torch.zeros(n, dtype=torch.int64)
     bias, grad = torch.ones(n), torch.ones(n)
@@ -181,6 +182,8 @@ def _exercise(backend, n: int, quick: bool) -> None:
                 list(needs), dtype,
             )  # fmt: skip
 
+    launch.classify(grad, scale, [(grad, grad)], 1.0)
+    launch.classify(grad, scale, [(grad, grad), (grad[1:], grad[1:])], 1.0)
     for width, dtype in ((128, torch.bfloat16),) if quick else _forms(torch):
         q, k = torch.ones(n, width), torch.ones(n, width)
         gradients = (True, True, False, False)

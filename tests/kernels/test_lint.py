@@ -66,4 +66,4 @@ def test_nothing_waits_for_the_device(lint, monkeypatch):
     monkeypatch.setattr(JITFunction, "run", lambda *_, **__: None)
     monkeypatch.setattr(problem, "device", lambda _: (90, 132))
     with torch.device("meta"), OnDevice():  # what has no numbers cannot be asked for one
-        lint._exercise(backend, quick=False)
+        lint._exercise(backend, 300, quick=False)

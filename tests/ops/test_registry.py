@@ -17,7 +17,9 @@ from fastcl.ops import Backend, chunked, library, registry
 @contextlib.contextmanager
 def registered(**functions):
     """A backend of the given functions on CPUs, preferred to all others; its calls by name."""
-    options = {key: functions.pop(key) for key in ("withheld", "partial") if key in functions}
+    options = {
+        key: functions.pop(key) for key in ("withheld", "partial", "fuses") if key in functions
+    }
     ops = tuple(functions)
     backend = Backend("mine", SimpleNamespace(**functions), ops=ops, devices=("cpu",), **options)
     before = registry.backends()
@@ -90,6 +92,25 @@ def test_a_partial_backend_leaves_the_rest_to_others():
         pytest.raises(RuntimeError, match="no backend serves this l2_normalize: mine declined"),
     ):  # fmt: skip
         normalize(wide_x)
+
+
+def test_who_declines_a_whole_loss_leaves_it_to_the_next():
+    """A kernel for small batches, and behind it one for the others."""
+    calls = []
+
+    def declined(*_):
+        calls.append("small")
+        return NotImplemented
+
+    a, b = torch.randn(5, 4), torch.randn(5, 4)
+    with fastcl.use_backend("chunked"):
+        exact = fastcl.NTXentLoss()(a, b)
+    small = registered(pair_softmax=declined, partial=True, fuses=lambda *_: False)
+    with small, fastcl.use_backend("mine"):
+        call = registry.Call("pair_softmax", "cpu", torch.float32)
+        assert registry.fuses(call, 5, 4) == (not fastcl.backends()["cpu"].unavailable)
+        torch.testing.assert_close(fastcl.NTXentLoss()(a, b), exact)
+        assert bool(calls) == registry.fuses(call, 5, 4)
 
 
 @pytest.mark.parametrize("normalized", [True, False])
