@@ -38,6 +38,7 @@ def test_kernels_compile_without_spills_or_serialisation(lint):
 def test_no_launch_leaves_fusion_open(lint, monkeypatch):
     """Triton 3.9 warns of that, and the default of 3.10 makes other code than was looked at."""
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    monkeypatch.setattr(lint, "_sizes", lambda: [300])
     launches = lint.record(90, quick=False)
     assert {x.kernel for x in launches} >= {"sweep", "gains", "add_slots", "topk", "pair_forward"}
     assert [x.title for x in launches if not dict(x.options)["enable_fp_fusion"]] == []
